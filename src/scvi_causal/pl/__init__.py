@@ -1,0 +1,7 @@
+"""Pictures: thin over scanpy and matplotlib, with colours that the colour-blind can tell apart. All return Axes."""
+
+from ._effects import effects
+from ._genes import genes
+from ._latent import latent
+
+__all__ = ["effects", "genes", "latent"]
