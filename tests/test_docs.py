@@ -1,0 +1,109 @@
+"""The documentation is true: its code runs, its pages build without a warning, and no public name is missing."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+import scvi
+
+import scvi_causal
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)]
+API = ROOT / "docs" / "api"
+# fenced blocks of Python; `{code-cell}` and other directives are not among them
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def code_blocks(page: Path) -> list[tuple[int, str]]:
+    """First line and text of each Python block of a page."""
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, m.start(1)) + 1, m.group(1)) for m in BLOCK.finditer(text)]
+
+
+@pytest.fixture
+def small_and_quick(monkeypatch, tmp_path):
+    """The pages show what a user types; here the data are few, training is short, and files go to a folder of their own."""
+    train = scvi_causal.model.base.CausalModel.train
+    kang18 = scvi_causal.datasets.kang18
+
+    def train_briefly(self, max_epochs=None, **kwargs):
+        return train(self, max_epochs=2 if max_epochs is None else min(2, max_epochs), **kwargs)
+
+    def few_cells():
+        adata = kang18()
+        return adata[:: max(1, adata.n_obs // 400)].copy()
+
+    for model in all_subclasses(scvi_causal.model.base.CausalModel):
+        if "train" in vars(model):
+            monkeypatch.delattr(model, "train")
+    monkeypatch.setattr(scvi_causal.model.base.CausalModel, "train", train_briefly)
+    monkeypatch.setattr(scvi_causal.datasets, "kang18", few_cells)
+    monkeypatch.setattr(scvi.settings, "seed", 0)
+    monkeypatch.chdir(tmp_path)
+    yield
+    plt.close("all")
+
+
+def all_subclasses(cls: type) -> set[type]:
+    return {sub for child in cls.__subclasses__() for sub in {child, *all_subclasses(child)}}
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if code_blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.usefixtures("small_and_quick")
+def test_code_of_page_runs(page):
+    namespace = {"__name__": "__main__"}
+    for line, code in code_blocks(page):
+        # the padding makes a traceback point at the line of the page
+        exec(compile("\n" * (line - 1) + code, str(page), "exec"), namespace)
+
+
+def test_pages_with_code_are_found():
+    found = {p.name for p in PAGES if code_blocks(p)}
+    assert {"README.md", "data_format.md", "counterfactuals.md"} <= found
+
+
+def documented_names() -> set[str]:
+    """Names listed in the autosummary tables of the API pages, from ``scvi_causal`` on."""
+    return {
+        name
+        for page in API.glob("*.md")
+        for block in re.findall(r"\.\. autosummary::.*?```", page.read_text(encoding="utf-8"), re.DOTALL)
+        for name in re.findall(r"^   (\w[\w.]*)$", block, re.MULTILINE)
+    }
+
+
+@pytest.mark.parametrize("namespace", ["", "data", "data.fields", "dataloaders", "datasets", "metrics", "model.base", "pl", "train"])
+def test_every_public_name_has_a_page(namespace):
+    module = importlib.import_module(f"scvi_causal.{namespace}".rstrip("."))
+    public = {f"{namespace}.{name}".lstrip(".") for name in module.__all__ if not name.startswith("__")}
+    modules = {name for name in public if f"scvi_causal.{name}" in sys.modules}
+    assert public - modules <= documented_names()
+
+
+def test_listed_names_exist():
+    for name in documented_names():
+        owner, _, last = f"scvi_causal.{name}".rpartition(".")
+        assert hasattr(importlib.import_module(owner), last), name
+
+
+@pytest.mark.slow
+def test_documentation_builds_without_warnings(tmp_path):
+    pytest.importorskip("sphinx", reason="the documentation needs the dependency group 'docs'")
+    # a copy, because autosummary writes its pages beside the sources
+    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("_build", "generated"))
+    for name in ("README.md", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    if (ROOT / "tutorials").exists():
+        shutil.copytree(ROOT / "tutorials", tmp_path / "tutorials")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", "html"]
+    built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert (tmp_path / "html" / "api" / "generated" / "scvi_causal.SCCVAE.html").exists()
