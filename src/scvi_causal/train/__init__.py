@@ -1,0 +1,6 @@
+"""How models are trained: the plan and the guard against numbers that are none."""
+
+from scvi_causal.train._nan_guard import NaNGuard, NonFiniteError, find_non_finite
+from scvi_causal.train._plan import CausalTrainingPlan
+
+__all__ = ["CausalTrainingPlan", "NaNGuard", "NonFiniteError", "find_non_finite"]
