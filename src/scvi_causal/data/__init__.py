@@ -12,20 +12,37 @@ from ._perturbations import (
     parse_dosages,
     parse_label,
 )
-from ._validate import validate_setup
+from ._simulate import (
+    Simulation,
+    corrupt_grn,
+    degree_matched_random_grn,
+    grn_overlap,
+    random_grn,
+    simulate_screen,
+    topological_order,
+)
+from ._validate import validate_query, validate_setup
 
 __all__ = [
+    "Simulation",
     "Vocabulary",
     "canonical_labels",
     "condition_codes",
     "control_mask",
+    "corrupt_grn",
+    "degree_matched_random_grn",
     "fields",
     "grn_from_adjacency",
     "grn_from_edges",
+    "grn_overlap",
     "parse_dosages",
     "parse_label",
+    "random_grn",
     "restrict_grn",
+    "simulate_screen",
     "to_edge_index",
+    "topological_order",
     "validate_grn",
+    "validate_query",
     "validate_setup",
 ]

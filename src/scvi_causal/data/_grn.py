@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,6 +17,8 @@ from scipy.sparse import coo_array, issparse
 from ._messages import did_you_mean, listed, plural
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     import torch
 
 logger = logging.getLogger("scvi_causal.data")
@@ -96,7 +97,9 @@ def _no_overlap_message(edges: pd.DataFrame, genes: pd.Index) -> str:
         return message + "They agree up to upper and lower case: give the GRN the spelling of adata.var_names."
     if edges["target"].isin(genes).any():
         return message + "Targets are found but no regulator: keep the regulators among the genes of the AnnData."
-    return message + "Use the same kind of identifier (symbols or Ensembl ids) and species in both, or leave the GRN out."
+    return (
+        message + "Use the same kind of identifier (symbols or Ensembl ids) and species in both, or leave the GRN out."
+    )
 
 
 def validate_grn(
@@ -233,7 +236,9 @@ def grn_from_edges(
 
 
 def grn_from_adjacency(
-    matrix: np.ndarray | pd.DataFrame, genes: Iterable[str] | None = None, regulators: Literal["rows", "columns"] = "rows"
+    matrix: np.ndarray | pd.DataFrame,
+    genes: Iterable[str] | None = None,
+    regulators: Literal["rows", "columns"] = "rows",
 ) -> pd.DataFrame:
     """Edge list of the non-zero entries of an adjacency matrix.
 
@@ -276,14 +281,18 @@ def grn_from_adjacency(
         raise ValueError(f"An adjacency matrix of shape {values.shape} does not fit {len(rows):,} genes.")
     doubled = rows[rows.duplicated()].union(columns[columns.duplicated()])
     if len(doubled):
-        raise ValueError(f"{plural(len(doubled), 'gene name')} of the adjacency matrix are duplicated: {listed(doubled)}.")
+        raise ValueError(
+            f"{plural(len(doubled), 'gene name')} of the adjacency matrix are duplicated: {listed(doubled)}."
+        )
     entries = coo_array(values)
     order = np.lexsort((entries.col, entries.row))
     row, col, weight = entries.row[order], entries.col[order], entries.data[order]
     nonzero = weight != 0
     names = rows.to_numpy()[row[nonzero]], columns.to_numpy()[col[nonzero]]
     source, target = names if regulators == "rows" else names[::-1]
-    return _check_frame(pd.DataFrame({"source": source, "target": target, "weight": weight[nonzero].astype(np.float32)}))
+    return _check_frame(
+        pd.DataFrame({"source": source, "target": target, "weight": weight[nonzero].astype(np.float32)})
+    )
 
 
 def edge_indices(

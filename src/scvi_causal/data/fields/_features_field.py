@@ -10,9 +10,10 @@ import rich.table
 from scipy.sparse import issparse
 from scvi.data.fields import BaseAnnDataField
 
-from ..._constants import CAUSAL_KEYS
-from .._messages import did_you_mean, listed, plural, suggest
-from .._perturbations import Vocabulary, as_control_categories
+from scvi_causal._constants import CAUSAL_KEYS
+from scvi_causal.data._labels import as_control_categories
+from scvi_causal.data._messages import did_you_mean, listed, plural, suggest
+from scvi_causal.data._perturbations import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,7 +39,9 @@ def check_features(features: object, where: str = "features") -> pd.DataFrame:
     names = pd.Index([str(t).strip() for t in features.index], dtype=object)
     doubled = names[names.duplicated()].unique()
     if len(doubled):
-        raise ValueError(f"{plural(len(doubled), 'token')} have more than one row in {where}: {listed(doubled)}. Keep one of each.")
+        raise ValueError(
+            f"{plural(len(doubled), 'token')} have more than one row in {where}: {listed(doubled)}. Keep one of each."
+        )
     values = features.to_numpy(dtype=np.float32, na_value=np.nan)
     bad = ~np.isfinite(values).all(axis=1)
     if bad.any():
@@ -130,7 +133,9 @@ class FeaturesField(BaseAnnDataField):
     def _check_tokens(self, adata: AnnData, features: pd.DataFrame) -> None:
         if self._allow_missing or self._perturbation_key is None:
             return
-        tokens = Vocabulary.from_labels(adata.obs[self._perturbation_key], self._separator, self._control_categories).tokens
+        tokens = Vocabulary.from_labels(
+            adata.obs[self._perturbation_key], self._separator, self._control_categories
+        ).tokens
         missing = [token for token in tokens if token not in features.index]
         if missing:
             near = [f"{m!r}: {listed(s)}" for m in missing[:5] if (s := suggest(m, features.index))]

@@ -9,10 +9,11 @@ import pandas as pd
 import rich.table
 from scvi.data.fields import BaseAnnDataField
 
-from ..._constants import CAUSAL_KEYS
-from .._grn import edge_indices, grn_fingerprint, grn_from_adjacency, validate_grn
-from .._messages import did_you_mean, listed, plural
-from .._perturbations import Vocabulary, as_control_categories
+from scvi_causal._constants import CAUSAL_KEYS
+from scvi_causal.data._grn import edge_indices, grn_fingerprint, grn_from_adjacency, validate_grn
+from scvi_causal.data._labels import as_control_categories
+from scvi_causal.data._messages import did_you_mean, listed, plural
+from scvi_causal.data._perturbations import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,7 +38,11 @@ def check_genes(var_names: Sequence[str], model_genes: Sequence[str]) -> None:
     if len(missing):
         raise ValueError(
             f"The data lack {plural(len(missing), 'gene')} of the {len(model):,} of the model: {listed(missing)}"
-            + (f"; they have {plural(len(extra), 'gene')} that the model does not know: {listed(extra)}" if len(extra) else "")
+            + (
+                f"; they have {plural(len(extra), 'gene')} that the model does not know: {listed(extra)}"
+                if len(extra)
+                else ""
+            )
             + ". Rename genes that go by another name, and bring all genes of the model, measured in the query; then "
             f"`{fix}` puts them in order."
         )

@@ -8,9 +8,10 @@ import numpy as np
 import rich.table
 from scvi.data.fields import BaseAnnDataField
 
-from ..._constants import CAUSAL_KEYS
-from .._messages import did_you_mean, listed, plural
-from .._perturbations import Vocabulary, as_control_categories, check_separator, factorize_labels, looks_like_control
+from scvi_causal._constants import CAUSAL_KEYS
+from scvi_causal.data._labels import as_control_categories, check_separator, factorize_labels, looks_like_control
+from scvi_causal.data._messages import did_you_mean, listed, plural
+from scvi_causal.data._perturbations import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -103,14 +104,26 @@ class PerturbationField(BaseAnnDataField):
         return (
             f"No cell of adata.obs[{self._original_key!r}] has the control label {listed(self._control_categories)} among its "
             f"{plural(len(found), 'label')}"
-            + (f"; {listed(near)} look like one: pass control_category={(near[0] if len(near) == 1 else near)!r}." if near else ".")
-            + (f" The labels are {listed(sorted(found))}. Pass the label of the unperturbed cells as control_category." if not near else "")
+            + (
+                f"; {listed(near)} look like one: pass control_category={(near[0] if len(near) == 1 else near)!r}."
+                if near
+                else "."
+            )
+            + (
+                f" The labels are {listed(sorted(found))}. Pass the label of the unperturbed cells as control_category."
+                if not near
+                else ""
+            )
         )
 
     def validate_field(self, adata: AnnData) -> None:
         """Raise ``ValueError`` for missing columns, labels, controls, perturbed cells, and for dosages that do not fit."""
         super().validate_field(adata)
         self._build(adata)
+
+    def check(self, adata: AnnData) -> Vocabulary:
+        """As :meth:`validate_field`; returns the tokens that were found."""
+        return self._build(adata)[0]
 
     def register_field(self, adata: AnnData) -> dict:
         """Write the dosage matrix, return names of tokens and how labels are read."""
