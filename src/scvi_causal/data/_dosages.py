@@ -70,7 +70,7 @@ def parse_dosage_pairs(
         n_cells = int(np.isin(pair_codes, list(bad)).sum())
         shown = "; ".join(list(bad.values())[:5]) + ("; ..." if len(bad) > 5 else "")
         raise ValueError(
-            f"{plural(n_cells, 'cell')} have a dosage that does not fit their perturbation: {shown}. A dosage is one finite "
+            f"The dosage does not fit the perturbation in {plural(n_cells, 'cell')}: {shown}. A dosage is one finite "
             f"number other than 0 for all tokens of a cell, or one per token in the order of the label joined by "
             f"{separator or '+'!r} ('0.5{separator or '+'}1'). A cell that received nothing is labelled as control."
         )

@@ -56,7 +56,7 @@ def _check_frame(df: object) -> pd.DataFrame:
     absent = df["source"].isna() | df["target"].isna()
     if absent.any():
         raise ValueError(
-            f"{plural(int(absent.sum()), 'edge')} of {len(df):,} in the GRN have no source or no target (NaN), first in row "
+            f"The GRN has {plural(int(absent.sum()), 'edge')} of {len(df):,} without a source or a target (NaN), first in row "
             f"{df.index[absent.to_numpy()][0]!r}: remove them, e.g. with df.dropna(subset=['source', 'target'])."
         )
     out = pd.DataFrame({c: df[c].astype(str).to_numpy(dtype=object) for c in ("source", "target")})
@@ -65,7 +65,7 @@ def _check_frame(df: object) -> pd.DataFrame:
     if doubled.any():
         pairs = (f"{s} -> {t}" for s, t in zip(out["source"][doubled], out["target"][doubled], strict=True))
         raise ValueError(
-            f"{plural(int(doubled.sum()), 'edge')} of {len(out):,} in the GRN are duplicated: {listed(pairs)}. Keep one of "
+            f"The GRN repeats {plural(int(doubled.sum()), 'edge')} of {len(out):,}: {listed(pairs)}. Keep one of "
             "each, e.g. with scvi_causal.data.grn_from_edges(df, duplicates='mean')."
         )
     return out
@@ -78,7 +78,7 @@ def _check_weights(df: pd.DataFrame) -> np.ndarray:
     bad = ~np.isfinite(weight)
     if bad.any():
         raise ValueError(
-            f"{plural(int(bad.sum()), 'edge')} of {len(df):,} in the GRN have no finite weight: found "
+            f"The GRN has {plural(int(bad.sum()), 'edge')} of {len(df):,} without a finite weight: found "
             f"{listed(pd.unique(df['weight'][bad].astype(str)))}, e.g. for {df['source'][bad].iloc[0]} -> "
             f"{df['target'][bad].iloc[0]}. Remove these edges, or give them a number."
         )
@@ -282,7 +282,7 @@ def grn_from_adjacency(
     doubled = rows[rows.duplicated()].union(columns[columns.duplicated()])
     if len(doubled):
         raise ValueError(
-            f"{plural(len(doubled), 'gene name')} of the adjacency matrix are duplicated: {listed(doubled)}."
+            f"The adjacency matrix repeats {plural(len(doubled), 'gene name')}: {listed(doubled)}. Make them unique."
         )
     entries = coo_array(values)
     order = np.lexsort((entries.col, entries.row))
@@ -306,7 +306,7 @@ def edge_indices(
     if outside.any():
         names = pd.unique(np.concatenate([df["source"][source < 0].astype(str), df["target"][target < 0].astype(str)]))
         raise ValueError(
-            f"{plural(int(outside.sum()), 'edge')} touch {plural(len(names), 'name')} outside the genes: {listed(names)}. "
+            f"The GRN has {plural(int(outside.sum()), 'edge')} with names outside the genes: {listed(names)}. "
             "Drop them first with scvi_causal.data.restrict_grn(df, genes)."
         )
     weight = df["weight"].to_numpy(np.float32) if "weight" in df.columns else np.ones(len(df), np.float32)

@@ -116,7 +116,6 @@ def parse_all(
     labels: Iterable,
     separator: str | None,
     control_categories: str | Iterable[str],
-    where: str = "the labels",
     warn: bool = False,
 ) -> tuple[np.ndarray, list[str], list[ParsedLabel]]:
     """Codes, distinct labels and what they parse to; one error for all missing labels, at most one warning."""
@@ -129,7 +128,7 @@ def parse_all(
         if (codes < 0).any():
             written.append("NaN")
         raise ValueError(
-            f"{plural(int(bad[codes].sum()), 'cell')} of {len(codes):,} in {where} have no perturbation: found {listed(written)}. "
+            f"No perturbation is named for {plural(int(bad[codes].sum()), 'cell')} of {len(codes):,}: found {listed(written)}. "
             "Every cell needs a label and every token a name: remove these cells, or give the unperturbed ones the control "
             f"label ({controls[0]!r}); if one of the values does mean control, pass it in control_category."
         )
@@ -137,7 +136,7 @@ def parse_all(
         doubled = [name for name, p in zip(names, parsed, strict=True) if any(len(where) > 1 for where in p.positions)]
         if doubled:
             warnings.warn(
-                f"{plural(len(doubled), 'label')} name a token more than once, which counts as once: {listed(doubled)}.",
+                f"A token that a label names more than once counts once, in {plural(len(doubled), 'label')}: {listed(doubled)}.",
                 UserWarning,
                 stacklevel=settings.warnings_stacklevel,
             )
@@ -177,7 +176,7 @@ def parse_label(
     >>> parse_label("KLF1+ctrl"), parse_label("control")
     (('KLF1',), ())
     """
-    _, _, parsed = parse_all([label], separator, control_categories, where="the label", warn=True)
+    _, _, parsed = parse_all([label], separator, control_categories, warn=True)
     return parsed[0].tokens
 
 

@@ -172,7 +172,7 @@ class Vocabulary:
         )
         if is_unknown.any():
             raise ValueError(
-                f"{plural(int(is_unknown[codes].sum()), 'cell')} carry tokens outside the vocabulary (NaN rows) and have no "
+                f"There are tokens outside the vocabulary (NaN rows) in {plural(int(is_unknown[codes].sum()), 'cell')}, which have no "
                 "label here: take their labels from adata.obs."
             )
         joint, control = self.separator or "+", self.control_categories[0]

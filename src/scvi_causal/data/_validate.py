@@ -156,7 +156,8 @@ def _check_names(adata: AnnData) -> None:
         if not names.is_unique:
             doubled = names[names.duplicated()].unique()
             raise ValueError(
-                f"{plural(len(doubled), f'{what} name')} occur more than once: {listed(doubled)}. Make them unique: {fix}."
+                f"There {'is' if len(doubled) == 1 else 'are'} {plural(len(doubled), f'{what} name')} used more than once: "
+                f"{listed(doubled)}. Make them unique: {fix}."
             )
 
 
@@ -188,17 +189,21 @@ def _warn_about_tokens(vocabulary: Vocabulary) -> None:
     unassigned = [t for t in vocabulary.tokens if looks_unassigned(t)]
     cut = [t for t in vocabulary.tokens if t.count("(") != t.count(")") or t.count("[") != t.count("]")]
     for tokens, meaning, fix in (
-        (controls, "look like controls but are treated as perturbations", "add them to control_category"),
-        (unassigned, "look like cells without an assigned perturbation", "remove these cells"),
+        (controls, "Treated as perturbations, but with the names of controls", "add them to control_category"),
+        (
+            unassigned,
+            "Treated as perturbations, but with the names of cells that nothing was assigned to",
+            "remove these cells",
+        ),
         (
             cut,
-            f"have an unmatched bracket, as if {vocabulary.separator!r} were part of a name",
+            f"Unmatched brackets, as if {vocabulary.separator!r} were part of a name",
             "choose another separator",
         ),
     ):
         if tokens:
             warnings.warn(
-                f"{plural(len(tokens), 'token')} {meaning}: {listed(tokens)}. If so, {fix}.",
+                f"{meaning} ({plural(len(tokens), 'token')}): {listed(tokens)}. If so, {fix}.",
                 UserWarning,
                 stacklevel=settings.warnings_stacklevel,
             )
@@ -215,7 +220,7 @@ def _check_categorical(adata: AnnData, argument: str, keys: Sequence[str]) -> No
         absent = _column(adata, argument, key).isna()
         if absent.any():
             raise ValueError(
-                f"{plural(int(absent.sum()), 'cell')} of {adata.n_obs:,} have no value (NaN) in adata.obs[{key!r}], first "
+                f"adata.obs[{key!r}] has no value (NaN) in {plural(int(absent.sum()), 'cell')} of {adata.n_obs:,}, first "
                 f"{listed(adata.obs_names[absent.to_numpy()], 3)}. Fill them in, or remove these cells: "
                 f"adata = adata[adata.obs[{key!r}].notna()].copy()."
             )
@@ -229,8 +234,8 @@ def _check_known_categories(adata: AnnData, registry: dict, batch_key: str | Non
         new = adata.obs[key][~adata.obs[key].isin(list(categories))]
         if len(new):
             raise ValueError(
-                f"{plural(len(new), 'cell')} have {plural(new.nunique(), 'value')} in adata.obs[{key!r}] that the model does "
-                f"not know: {listed(new.unique())}. It knows {listed(categories)}. Map them to known ones, or leave these "
+                f"adata.obs[{key!r}] has {plural(new.nunique(), 'value')} that the model does not know, in {plural(len(new), 'cell')}: "
+                f"{listed(new.unique())}. It knows {listed(categories)}. Map them to known ones, or leave these "
                 "cells out."
             )
 
@@ -243,8 +248,8 @@ def _check_numbers(adata: AnnData, argument: str, key: str, positive: bool = Fal
     bad = ~np.isfinite(values) | ((values <= 0) if positive else False)
     if bad.any():
         raise ValueError(
-            f"{plural(int(bad.sum()), 'cell')} of {adata.n_obs:,} have a value in adata.obs[{key!r}] that is not "
-            f"{'a positive number' if positive else 'finite'}: found {listed(np.unique(values[bad]), 5)}, first in cell "
+            f"adata.obs[{key!r}] is not {'a positive number' if positive else 'finite'} in {plural(int(bad.sum()), 'cell')} of "
+            f"{adata.n_obs:,}: found {listed(np.unique(values[bad]), 5)}, first in cell "
             f"{adata.obs_names[bad][0]!r}. Correct the values, or remove these cells."
         )
 
@@ -297,18 +302,18 @@ def _what_is_wrong(scan: MatrixScan, adata: AnnData, place: str) -> str | None:
     elsewhere = f" The layers are {layers}." if layers else ""
     if scan.n_not_finite:
         return (
-            f"{plural(scan.n_not_finite, 'value')} of {place} are NaN or infinite: {examples('not_finite')}. "
+            f"{place} has {plural(scan.n_not_finite, 'NaN or infinite value')}: {examples('not_finite')}. "
             f"Set missing values to 0 if they mean that nothing was seen, or remove these cells or genes.{elsewhere}"
         )
     for kind, n in (("negative", scan.n_negative), ("fractional", scan.n_fractional)):
         if n:
             return (
-                f"{plural(n, 'value')} of {place} are {kind}, and the model needs raw counts: {examples(kind)}. "
+                f"{place} has {plural(n, f'{kind} value')}, and the model needs raw counts: {examples(kind)}. "
                 f"Pass the layer that holds the counts as layer=.{elsewhere}"
             )
     if len(scan.empty_cells):
         return (
-            f"{plural(len(scan.empty_cells), 'cell')} of {scan.n_cells:,} have not a single count in {place}: "
+            f"{place} has {plural(len(scan.empty_cells), 'cell')} of {scan.n_cells:,} without a single count: "
             f"{listed(adata.obs_names[scan.empty_cells])}. Remove them: scanpy.pp.filter_cells(adata, min_counts=1)."
         )
     return None

@@ -33,20 +33,20 @@ def check_features(features: object, where: str = "features") -> pd.DataFrame:
     text = [c for c in features.columns if not pd.api.types.is_numeric_dtype(features[c].dtype)]
     if text:
         raise ValueError(
-            f"{plural(len(text), 'column')} of {where} hold no numbers: {listed(text)}. Leave them out, or encode them; the "
+            f"{where} has {plural(len(text), 'column')} without numbers: {listed(text)}. Leave them out, or encode them; the "
             "names of the tokens belong in the index."
         )
     names = pd.Index([str(t).strip() for t in features.index], dtype=object)
     doubled = names[names.duplicated()].unique()
     if len(doubled):
         raise ValueError(
-            f"{plural(len(doubled), 'token')} have more than one row in {where}: {listed(doubled)}. Keep one of each."
+            f"{where} has more than one row for {plural(len(doubled), 'token')}: {listed(doubled)}. Keep one of each."
         )
     values = features.to_numpy(dtype=np.float32, na_value=np.nan)
     bad = ~np.isfinite(values).all(axis=1)
     if bad.any():
         raise ValueError(
-            f"{plural(int(bad.sum()), 'token')} have NaN or infinite values in {where}: {listed(names[bad])}. "
+            f"{where} has NaN or infinite values for {plural(int(bad.sum()), 'token')}: {listed(names[bad])}. "
             "Fill them in, or remove these rows."
         )
     return pd.DataFrame(values, index=names, columns=[str(c) for c in features.columns])
