@@ -42,6 +42,7 @@ def split_from_key(obs: pd.DataFrame, split_key: str) -> SplitIndices:
     names = np.array([_SPLIT_NAMES.get(str(value).strip().lower(), "") for value in values])
     if not (names != "").all():
         bad, counts = np.unique([str(value) for value in values[names == ""]], return_counts=True)
+        bad = bad.tolist()
         found = ", ".join(
             f"{value!r} ({plural(int(n), 'cell')})" for value, n in list(zip(bad, counts, strict=True))[:8]
         )

@@ -121,6 +121,8 @@ class CausalTrainingPlan(TrainingPlan):
     def on_fit_start(self) -> None:
         """Turn a relative warm-up into epochs, now that their number is known."""
         super().on_fit_start()
+        # scvi-tools leaves a trained module in eval mode, and Lightning trains it as it finds it.
+        self.module.train()
         fraction = _AUTO_WARMUP if self._warmup == "auto" else self._warmup
         if not isinstance(fraction, float) or "kl_weight" not in self.loss_kwargs:
             return
