@@ -21,16 +21,19 @@ from ._simulate import (
     simulate_screen,
     topological_order,
 )
+from ._splits import assign_split, describe_split
 from ._validate import validate_query, validate_setup
 
 __all__ = [
     "Simulation",
     "Vocabulary",
+    "assign_split",
     "canonical_labels",
     "condition_codes",
     "control_mask",
     "corrupt_grn",
     "degree_matched_random_grn",
+    "describe_split",
     "fields",
     "grn_from_adjacency",
     "grn_from_edges",
