@@ -342,7 +342,7 @@ class TestScan:
             assert peak < 4000 * 2000 * 4 / 100
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS])
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_every_kind_of_matrix_is_read(kind):
     adata = make()
     adata.X = KINDS[kind](adata.X)

@@ -22,12 +22,15 @@ def plural(n: int, noun: str, nouns: str | None = None) -> str:
 
 
 def suggest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
-    """Known names that look like ``name``, the nearest first; differences in case count least."""
-    known = [str(k) for k in known]
+    """Known names that look like ``name`` or contain it, the nearest first; upper and lower case are the same."""
     by_lower: dict[str, str] = {}
     for k in known:
-        by_lower.setdefault(k.lower(), k)
-    return [by_lower[m] for m in get_close_matches(name.lower(), list(by_lower), n=limit, cutoff=0.6)]
+        by_lower.setdefault(str(k).lower(), str(k))
+    asked = str(name).lower()
+    near = get_close_matches(asked, list(by_lower), n=limit, cutoff=0.6)
+    if len(asked) >= 3:
+        near += [k for k in by_lower if asked in k and k not in near]
+    return [by_lower[k] for k in near[:limit]]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

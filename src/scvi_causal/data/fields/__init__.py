@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import rich.pretty  # noqa: F401  scvi-tools prints registries with it and leaves the import to others
+
 from ._features_field import FeaturesField
 from ._grn_field import GRNField, check_genes
 from ._perturbation_field import PerturbationField
