@@ -125,12 +125,14 @@ def _say(line: str) -> None:
 def _quiet() -> Iterator[None]:
     """Keep what only concerns developers of the libraries below off the screen; warnings about the data stay."""
     loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric", "scvi")]
-    levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
             warnings.simplefilter("ignore", category)
         for message in (".*does not have many workers", ".*number of training batches", ".*GPU available but not used"):
             warnings.filterwarnings("ignore", message=message)
+        import scvi  # noqa: F401  # configures these loggers, and so would undo what comes next
+
+        levels = [logger.level for logger in loggers]
         for logger in loggers:
             logger.setLevel(logging.WARNING)
         try:

@@ -40,7 +40,7 @@ def test_text_table(table):
     assert lines[-1].startswith(CEILING)
     assert set(lines[-2]) == {"-"}
     assert re.search(r"^SCCVAE +0\.900\* +0\.200 +- +1\.300 +12\.3", lines[3])
-    assert "1.0e-03" in lines[-1]
+    assert "0.0010" in lines[-1]
     assert "higher" in lines[1]
 
 

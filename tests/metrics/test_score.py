@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from scvi_causal.datasets import kang18
 from scvi_causal.metrics import METRICS, fit_pca, log1p_normalize, noise_ceiling, score_counterfactual
 
 
@@ -91,21 +89,9 @@ def test_spearman_brown_gives_the_correlation_of_full_data():
     assert corrected == pytest.approx(full, abs=0.03)
 
 
-def kang():
-    """The shared file with all cells; the figures to reproduce were computed on it."""
-    folder = Path(os.environ.get("SCVI_CAUSAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
-    path = folder / "kang18_pbmc_ifnb.h5ad"
-    if not path.exists():
-        pytest.skip("kang18_pbmc_ifnb.h5ad is not in SCVI_CAUSAL_DATA: the anchors need all of its cells")
-    import anndata
-
-    return anndata.read_h5ad(path)
-
-
-@pytest.mark.real_data
 def test_anchors_on_kang():
     """Additive baseline, every cell type held out in turn: R2 DE50 0.578, Pearson 0.875, MSE ratio 0.334, ceiling 0.959."""
-    adata = kang()
+    adata = kang18()
     x = log1p_normalize(adata.X, adata.obs["library_size_full"])
     perturbed = (adata.obs["perturbation"] == "IFNB").to_numpy()
     cell_type = adata.obs["cell_type"].astype(str).to_numpy()

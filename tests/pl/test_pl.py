@@ -67,6 +67,8 @@ def test_effects_labels_do_not_overlap():
 def test_effects_on_given_axes_without_names_and_on_degenerate_input():
     _, ax = plt.subplots()
     assert pl.effects(np.zeros(4), np.zeros(4), ax=ax) is ax
+    assert ax.get_xlim()[0] < 0 < ax.get_xlim()[1]
+    assert pl.effects(np.zeros(4), np.ones(4), limits=(-3, 5)).get_ylim() == (-3, 5)
     assert labels(ax) == []  # no correlation where nothing varies
     with pytest.raises(ValueError, match="'observed': 4, 'predicted': 3"):
         pl.effects(np.zeros(4), np.zeros(3))

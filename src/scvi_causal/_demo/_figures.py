@@ -25,13 +25,14 @@ def draw_effects(path: Path, x, task: Task, position: int, runs: list[Run], gene
     figure = _figure(5.0 * len(runs), 5.0)
     axes = np.atleast_1d(figure.subplots(1, len(runs)))
     observed = metrics.mean_profile(x[task.observed]) - metrics.mean_profile(x[task.reference])
-    for ax, run in zip(axes, runs, strict=True):
-        predicted = metrics.mean_profile(run.predicted[position]) - metrics.mean_profile(x[task.source])
-        pl.effects(observed, predicted, gene_names, title=run.name, n_de=n_de, ax=ax)
+    source = metrics.mean_profile(x[task.source])
+    predicted = [metrics.mean_profile(run.predicted[position]) - source for run in runs]
+    both = np.concatenate([observed, *predicted])
+    margin = 0.08 * np.ptp(both)
     # the same limits, so that the panels can be compared by eye
-    limits = (min(ax.get_xlim()[0] for ax in axes), max(ax.get_xlim()[1] for ax in axes))
-    for ax in axes:
-        ax.set(xlim=limits, ylim=limits)
+    limits = (min(both.min(), 0.0) - margin, max(both.max(), 0.0) + margin)
+    for ax, run, effect in zip(axes, runs, predicted, strict=True):
+        pl.effects(observed, effect, gene_names, title=run.name, n_de=n_de, limits=limits, ax=ax)
     figure.suptitle(task.title)
     figure.savefig(path, dpi=120)
     return (
@@ -59,6 +60,7 @@ def draw_latent(
     figure = _figure(5.2 * len(columns), 3.8)
     axes = list(np.atleast_1d(figure.subplots(1, len(columns))))
     pl.latent(adata, use_rep, columns, control_category=control, seed=seed, axes=axes)
+    axes[0].set_title("what was held out")
     figure.savefig(path, dpi=120)
     return f"UMAP of the latent space of {name} (adata.obsm['{use_rep}']), all cells."
 

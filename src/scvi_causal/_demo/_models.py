@@ -48,15 +48,16 @@ def candidates(n_trained: int, has_features: bool) -> tuple[list[tuple[str, type
     """
     import scvi_causal
 
+    names = ["SCCVAE", "ControlMean", "Additive"]
     left_out = {}
-    names = ["SCCVAE", "ControlMean", "PerturbedMean", "Additive", "LinearEffect", "NearestPerturbation"]
-    if n_trained < 2:
-        names.remove("PerturbedMean")
-        left_out["PerturbedMean"] = "with a single training perturbation it is the same as Additive"
-    if not has_features:
-        for name in ("LinearEffect", "NearestPerturbation"):
-            names.remove(name)
-            left_out[name] = "needs features of the perturbations (--features-key)"
+    if n_trained > 1:
+        names.insert(2, "PerturbedMean")
+    else:
+        left_out["PerturbedMean"] = "with one training perturbation it is the same as Additive"
+    if has_features and n_trained > 1:
+        names += ["LinearEffect", "NearestPerturbation"]
+    else:
+        left_out["LinearEffect, NearestPerturbation"] = "need several training perturbations and --features-key"
     return [(name, getattr(scvi_causal, name)) for name in names], left_out
 
 

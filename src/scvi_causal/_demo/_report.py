@@ -42,7 +42,7 @@ def format_value(value: float, column: str) -> str:
         return "-"
     if column == "seconds":
         return f"{value:.1f}"
-    return f"{value:.3f}" if abs(value) >= 0.0095 or value == 0 else f"{value:.1e}"
+    return f"{value:.3f}" if abs(value) >= 0.0095 or value == 0 else f"{value:.4f}"
 
 
 def best_rows(table: pd.DataFrame, column: str) -> set[str]:

@@ -72,7 +72,7 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = lambda _: None) 
     say("\n" + _report.text_table(table) + "\n")
     say("* best model. The noise ceiling is one half of the real cells predicting the other half.")
     for name, reason in left_out.items():
-        say(f"Not in the table: {name} ({reason}).")
+        say(f"Not in the table: {name} ({reason.rstrip('.')}).")
     _write(out, screen, options, runs, table, left_out, say)
     return table
 
@@ -115,8 +115,8 @@ def _covariates(options: DemoOptions) -> tuple[str, ...]:
 
 
 def _groups(labels: np.ndarray, control: str, plan: Plan) -> np.ndarray:
-    groups = np.where(labels == control, control, "trained perturbations").astype(object)
-    groups[plan.held_out] = "held out"
+    groups = np.where(labels == control, control, "perturbed, trained").astype(object)
+    groups[plan.held_out] = "perturbed, held out"
     return groups
 
 
@@ -239,5 +239,7 @@ def _draw(out: Path, screen: Screen, options: DemoOptions, runs, table: pd.DataF
 def _panels(screen: Screen, options: DemoOptions) -> list[str]:
     """Columns to colour by: who was held out, and the covariates that a legend can hold."""
     obs = screen.adata.obs
-    keys = [options.perturbation_key, *_covariates(options)]
+    # with one perturbation its column says what the groups say
+    keys = [options.perturbation_key] if len(set(screen.labels)) > 2 else []
+    keys += _covariates(options)
     return [_figures.GROUP_KEY, *(key for key in keys if 1 < obs[key].nunique() <= 25)][:3]

@@ -21,6 +21,7 @@ def effects(
     *,
     n_top: int = 12,
     n_de: int = 50,
+    limits: tuple[float, float] | None = None,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -40,6 +41,8 @@ def effects(
         How many of the genes with the largest observed effect are labelled.
     n_de
         How many of them are drawn in the strong colour.
+    limits
+        Of both axes; ``None`` fits the points. Give the same ones to panels that are compared by eye.
     title
         Of the axes.
     ax
@@ -74,7 +77,7 @@ def effects(
     strong, weak = order[:n_de], order[n_de:]
     ax.scatter(observed[weak], predicted[weak], s=8, color=COLORS["control"], alpha=0.6, linewidth=0, rasterized=True)
     ax.scatter(observed[strong], predicted[strong], s=18, color=COLORS["observed"], alpha=0.85, linewidth=0)
-    _draw_guides(ax, observed, predicted)
+    _draw_guides(ax, limits or common_limits(observed, predicted))
     if observed.std() > 0 and predicted.std() > 0:
         r = np.corrcoef(observed, predicted)[0, 1]
         ax.text(0.98, 0.03, f"r = {r:.3f}", transform=ax.transAxes, ha="right", va="bottom")
@@ -87,11 +90,15 @@ def effects(
     return ax
 
 
-def _draw_guides(ax: Axes, observed: np.ndarray, predicted: np.ndarray) -> None:
+def common_limits(*arrays: np.ndarray) -> tuple[float, float]:
+    """Limits that hold all values and zero, with a margin."""
+    values = np.concatenate([*arrays, [0.0]])
+    margin = 0.08 * max(float(np.ptp(values)), 1e-6)
+    return float(values.min() - margin), float(values.max() + margin)
+
+
+def _draw_guides(ax: Axes, limits: tuple[float, float]) -> None:
     """Equal scales on both axes, the diagonal, and the two zero lines."""
-    both = np.concatenate([observed, predicted, [0.0]])
-    margin = 0.08 * max(float(np.ptp(both)), 1e-6)
-    limits = (both.min() - margin, both.max() + margin)
     ax.axhline(0, color="0.85", linewidth=0.8, zorder=0)
     ax.axvline(0, color="0.85", linewidth=0.8, zorder=0)
     ax.plot(limits, limits, color="0.4", linewidth=1, linestyle="--", zorder=0.5)
