@@ -45,7 +45,7 @@ def describe(
         n_sources=len(np.unique(sources.rows)),
         n_sources_replaced=int(sources.replaced.sum()),
         sources_from="the data predicted on" if sources.adata is request.adata else "the training data",
-        covariates=[f"{name}={value}" for name, value in (covariates or {}).items()],
+        covariates=", ".join(f"{name}={value}" for name, value in (covariates or {}).items()),
         grn_fingerprint=str(model._field_state(CAUSAL_KEYS.GRN).get("fingerprint", "")),
     )
 

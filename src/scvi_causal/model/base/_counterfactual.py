@@ -234,9 +234,11 @@ class CounterfactualMixin:
     def _judge(self, tokens: tuple[str, ...], known: bool, answers: dict[str, tuple[bool, str]]) -> tuple[bool, str]:
         if not tokens:
             return True, "control"
-        bad = [f"{token}: {answers[token][1]}" for token in tokens if not answers[token][0]]
+        bad = [token for token in tokens if not answers[token][0]]
+        if bad and len(tokens) == 1:
+            return False, answers[bad[0]][1]
         if bad:
-            return False, "; ".join(bad)
+            return False, "; ".join(f"{token}: {answers[token][1]}" for token in bad)
         if len(tokens) > 1 and not known and "combinations" not in self._unseen_kinds():
             return (
                 False,

@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NOT_REGISTERED = "{name} needs {what}, and this AnnData was set up without. {how}"
-_HOW_GRN = (
+HOW_GRN = (
     "Put the prior network in adata.uns['grn'] (a DataFrame source, target[, weight]) and run "
     "{name}.setup_anndata(adata, ...) again, or name its place with grn_key=."
 )
-_HOW_FEATURES = (
+HOW_FEATURES = (
     "Put a DataFrame (index: tokens, columns: features) in adata.uns and run "
     "{name}.setup_anndata(adata, ..., perturbation_features_key=...) again."
 )
@@ -99,11 +99,11 @@ class CausalModel(CounterfactualMixin, EffectsMixin, GRNMixin, EmbeddingMixin, T
         super().__init__(adata, registry)
         name = type(self).__name__
         if self.requires_grn and self._prior_grn().empty:
-            raise ValueError(_NOT_REGISTERED.format(name=name, what="a prior network", how=_HOW_GRN.format(name=name)))
+            raise ValueError(_NOT_REGISTERED.format(name=name, what="a prior network", how=HOW_GRN.format(name=name)))
         if self.requires_features and not self._has_features():
             raise ValueError(
                 _NOT_REGISTERED.format(
-                    name=name, what="features of the perturbations", how=_HOW_FEATURES.format(name=name)
+                    name=name, what="features of the perturbations", how=HOW_FEATURES.format(name=name)
                 )
             )
         self._vocabulary = Vocabulary.from_state(self._field_state(CAUSAL_KEYS.PERTURBATION))
@@ -261,7 +261,7 @@ class CausalModel(CounterfactualMixin, EffectsMixin, GRNMixin, EmbeddingMixin, T
             if features is not None:
                 raise ValueError(
                     f"This {type(self).__name__} was trained without features of perturbations, so features= says nothing "
-                    f"to it. {_HOW_FEATURES.format(name=type(self).__name__)}"
+                    f"to it. {HOW_FEATURES.format(name=type(self).__name__)}"
                 )
             return None, known
         state = self._field_state(CAUSAL_KEYS.FEATURES)
