@@ -247,6 +247,14 @@ def test_good_input_passes_and_stays_as_it_was():
     assert fingerprint(adata) == before
 
 
+def test_features_may_be_missing_where_the_model_can_do_without():
+    adata = make()
+    adata.uns["features"] = adata.uns["features"].loc[["A"]]
+    with pytest.raises(ValueError, match="1 of 2 tokens"):
+        validate_setup(adata, perturbation_features_key="features")
+    validate_setup(adata, perturbation_features_key="features", allow_missing_features=True)
+
+
 @pytest.mark.parametrize(("n_cells", "n_genes", "what"), [(0, 3, "cells"), (3, 0, "genes")])
 def test_nothing_to_set_up(n_cells, n_genes, what):
     with pytest.raises(ValueError, match=f"has no {what}"):

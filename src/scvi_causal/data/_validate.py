@@ -40,6 +40,7 @@ def validate_setup(
     requires_counts: bool = False,
     requires_grn: bool = False,
     requires_features: bool = False,
+    allow_missing_features: bool = False,
     source_registry: dict | None = None,
     extend_categories: bool = False,
 ) -> None:
@@ -57,6 +58,8 @@ def validate_setup(
         The model needs raw counts: negative or fractional values and cells without a count are errors.
     requires_grn, requires_features
         The model needs a prior GRN, or features of the tokens.
+    allow_missing_features
+        Tokens without features are no error, because the model has another way to encode them.
     source_registry
         Registry of a model, when ``adata`` is its query: the genes have to be those of the model in the same order and the
         categories known, while perturbations, controls, graph and features may be absent.
@@ -95,7 +98,8 @@ def validate_setup(
     if not is_query:
         how = {"perturbation_key": perturbation_key, "control_category": control_category, "separator": separator}
         _check_graph(adata, GRNField(grn_key, **how), requires_grn)
-        _check_features(adata, FeaturesField(perturbation_features_key, **how), requires_features)
+        features = FeaturesField(perturbation_features_key, **how, allow_missing=allow_missing_features)
+        _check_features(adata, features, requires_features)
     _check_expression(adata, layer, requires_counts)
 
 
