@@ -136,19 +136,30 @@ def validate_grn(
       source target  weight
     0      A      B     1.0
     """
-    edges = _check_frame(df)
     if var_names is None:
-        return edges
-    genes = _as_names(var_names)
+        return _check_frame(df)
+    kept = keep_edges(edges, var_names, extra_nodes)
+    log_kept_edges(len(df), kept, var_names)
+    return kept
+
+
+def keep_edges(df: pd.DataFrame, var_names: Iterable[str], extra_nodes: Iterable[str] = ()) -> pd.DataFrame:
+    """As :func:`validate_grn` on genes, without a word in the log."""
+    edges, genes = _check_frame(df), _as_names(var_names)
     kept = restrict_grn(edges, genes, extra_nodes)
     if not len(kept):
         raise ValueError(_no_overlap_message(edges, genes))
-    n_isolated = len(genes) - int(genes.isin(kept["source"]).__or__(genes.isin(kept["target"])).sum())
+    return kept
+
+
+def log_kept_edges(n_given: int, kept: pd.DataFrame, var_names: Iterable[str]) -> None:
+    """Say how much of a graph is used."""
+    genes = _as_names(var_names)
+    n_isolated = int((~(genes.isin(kept["source"]) | genes.isin(kept["target"]))).sum())
     logger.info(
-        f"GRN: kept {len(kept):,} of {len(edges):,} edges, from {kept['source'].nunique():,} regulators; "
+        f"GRN: kept {len(kept):,} of {n_given:,} edges, from {kept['source'].nunique():,} regulators; "
         f"{n_isolated:,} of {len(genes):,} genes have no edge."
     )
-    return kept
 
 
 def _as_names(names: Iterable) -> pd.Index:

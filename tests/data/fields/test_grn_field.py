@@ -61,3 +61,13 @@ def test_graph_is_optional_unless_it_was_asked_for(adata):
 def test_nothing_is_loaded_per_cell(adata):
     assert GRNField().get_data_registry() == {}
     assert not GRNField().is_empty
+
+
+def test_what_is_kept_is_said_once(adata, caplog):
+    with caplog.at_level("INFO", "scvi_causal"):
+        field = GRNField(None, "perturbation")
+        field.validate_field(adata)
+        field.register_field(adata)
+    assert [r.message for r in caplog.records] == [
+        "GRN: kept 3 of 4 edges, from 3 regulators; 0 of 5 genes have no edge."
+    ]

@@ -10,7 +10,7 @@ import rich.table
 from scvi.data.fields import BaseAnnDataField
 
 from scvi_causal._constants import CAUSAL_KEYS
-from scvi_causal.data._grn import edge_indices, grn_fingerprint, grn_from_adjacency, validate_grn
+from scvi_causal.data._grn import edge_indices, grn_fingerprint, grn_from_adjacency, keep_edges, log_kept_edges
 from scvi_causal.data._labels import as_control_categories
 from scvi_causal.data._messages import did_you_mean, listed, plural
 from scvi_causal.data._perturbations import Vocabulary
@@ -151,7 +151,7 @@ class GRNField(BaseAnnDataField):
         given = self.read(adata)
         if given is None:
             return None, None, []
-        kept = validate_grn(given, adata.var_names, self._tokens(adata))
+        kept = keep_edges(given, adata.var_names, self._tokens(adata))
         extra = sorted(set(kept["source"]) - set(adata.var_names.astype(str)))
         return given, kept, extra
 
@@ -168,6 +168,7 @@ class GRNField(BaseAnnDataField):
             source, target, weight = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
         else:
             source, target, weight = edge_indices(kept, genes, extra)
+            log_kept_edges(len(given), kept, genes)
         return {
             self.VAR_NAMES_KEY: genes,
             self.SOURCE_KEY: source,
