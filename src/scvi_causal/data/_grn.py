@@ -138,7 +138,7 @@ def validate_grn(
     """
     if var_names is None:
         return _check_frame(df)
-    kept = keep_edges(edges, var_names, extra_nodes)
+    kept = keep_edges(df, var_names, extra_nodes)
     log_kept_edges(len(df), kept, var_names)
     return kept
 
