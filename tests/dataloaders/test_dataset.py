@@ -1,10 +1,13 @@
+import tracemalloc
+
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import sparse
 
-from scvi_causal.dataloaders import BatchIndices, CausalDataLoader, CausalDataset, SparseRows
+from scvi_causal.dataloaders import BatchIndices, CausalDataLoader, CausalDataset, CausalDataSplitter, SparseRows
 from scvi_causal.dataloaders._dataset import _make_reader
 
 from .conftest import make_adata, register
@@ -119,6 +122,24 @@ def test_workers_read_the_same_batches(manager):
 def test_unseeded_shuffling_differs(manager):
     orders = [next(iter(CausalDataLoader(manager, shuffle=True)))["ind_x"].ravel().tolist() for _ in range(2)]
     assert orders[0] != orders[1]
+
+
+def test_memory_is_that_of_a_batch():
+    n_cells, n_genes, batch_size = 3000, 2000, 64
+    rng = np.random.default_rng(0)
+    adata = anndata.AnnData(
+        sparse.random_array((n_cells, n_genes), density=0.02, format="csr", dtype=np.float32, rng=rng),
+        obs=pd.DataFrame({"perturbation": rng.choice(["control", "A"], n_cells)}, index=np.arange(n_cells).astype(str)),
+    )
+    adata.X = sparse.csr_matrix(adata.X)
+    manager = register(adata, batch_key=None, covariate_keys=(), size_factor_key=None)
+    tracemalloc.start()
+    for _ in CausalDataSplitter(manager, batch_size=batch_size, pair_controls=True).train_dataloader():
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    batch_bytes = 2 * batch_size * n_genes * 4
+    assert peak < 4 * batch_bytes < n_cells * n_genes * 4 / 4
 
 
 def test_pairs_of_a_batch_come_from_one_slice_of_the_data():

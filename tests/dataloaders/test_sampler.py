@@ -160,5 +160,9 @@ def test_bad_arguments():
         GroupedBatchSampler(CELLS, CODES, 2, 0)
     with pytest.raises(ValueError, match="2 codes for 133 cells"):
         GroupedBatchSampler(CELLS, CODES[:2], 2, 4)
-    with pytest.raises(ValueError, match="1 blocks of 4 cells cannot be shared by 2 processes"):
-        GroupedBatchSampler(CELLS[:3], CODES[:3], 2, 4, rank=1, num_replicas=2)
+
+
+def test_a_process_without_a_block_repeats_one():
+    ranks = [GroupedBatchSampler(CELLS[:3], CODES[:3], 2, 4, rank=rank, num_replicas=2) for rank in range(2)]
+    assert [len(list(sampler)) for sampler in ranks] == [1, 1]
+    assert set(rows(ranks[0])) == set(rows(ranks[1])) == set(CELLS[:3])

@@ -228,8 +228,12 @@ class CausalDataLoader(DataLoader):
 
     Examples
     --------
-    >>> loader = CausalDataLoader(model.adata_manager, indices=[3, 1, 2], batch_size=2)  # doctest: +SKIP
-    >>> [batch["ind_x"].ravel().tolist() for batch in loader]  # doctest: +SKIP
+    >>> from scvi_causal import PerturbedMean
+    >>> from scvi_causal.data import simulate_screen
+    >>> adata = simulate_screen(n_genes=10, n_perturbations=3, seed=0).adata
+    >>> PerturbedMean.setup_anndata(adata)
+    >>> loader = CausalDataLoader(PerturbedMean(adata).adata_manager, indices=[3, 1, 2], batch_size=2)
+    >>> [batch["ind_x"].ravel().tolist() for batch in loader]
     [[3, 1], [2]]
     """
 

@@ -60,6 +60,15 @@ def get_strata(adata_manager: AnnDataManager, *, with_batch: bool = True) -> np.
     -------
     Code per cell, shape `(n_cells,)`, int64; 0 everywhere without batch and covariates. Codes depend on the registered
     categories only, so those of a query can be held against those of the training data.
+
+    Examples
+    --------
+    >>> from scvi_causal import ControlMean
+    >>> from scvi_causal.data import simulate_screen
+    >>> adata = simulate_screen(n_genes=10, n_perturbations=2, n_cell_types=2, seed=0).adata
+    >>> ControlMean.setup_anndata(adata, categorical_covariate_keys=["cell_type"])
+    >>> sorted(set(get_strata(ControlMean(adata).adata_manager).tolist()))
+    [0, 1]
     """
     strata = np.zeros(adata_manager.adata.n_obs, dtype=np.int64)
     for _, categories, codes in _covariates(adata_manager, with_batch):

@@ -63,7 +63,7 @@ class _BatchSampler(DistributedSampler):
 
     def _rng(self, *stream: int) -> np.random.Generator:
         epoch = self.epoch if self.shuffle else 0
-        return np.random.default_rng([self.seed, epoch, *stream])
+        return np.random.default_rng([self.seed, epoch, int(self.shuffle), *stream])
 
     def _batches(self) -> Iterator[BatchIndices]:
         raise NotImplementedError
@@ -204,11 +204,8 @@ class GroupedBatchSampler(_BatchSampler):
         self._sizes = sizes
         n_blocks = [int(self._share(other)[1].sum()) for other in range(num_replicas)]
         self._n_batches = max(1, -(-max(n_blocks) // n_groups))
-        if n_blocks[rank] == 0:
-            raise ValueError(
-                f"{sum(n_blocks)} blocks of {cells_per_group} cells cannot be shared by {num_replicas} processes; use a "
-                "smaller `cells_per_group` or fewer devices."
-            )
+        # Fewer blocks than processes: those without one repeat another's, as an empty epoch would leave the rest waiting.
+        self._owner = rank if n_blocks[rank] > 0 else int(np.argmax(n_blocks))
         repeats = sum(n_blocks) * cells_per_group / len(self.cells)
         if rank == 0 and repeats > _MANY_REPEATS:
             logger.warning(
@@ -233,7 +230,7 @@ class GroupedBatchSampler(_BatchSampler):
         """Return the rows of the cells of all blocks of this process; shape `(n_blocks, cells_per_group)`."""
         # Conditions one after the other, random within: the same on every process, which then takes every k-th cell.
         order = self.cells[np.lexsort((self._rng(0).random(len(self.cells)), self._codes))]
-        n_cells, n_blocks, position = self._share(self.rank)
+        n_cells, n_blocks, position = self._share(self._owner)
         length = n_blocks * self.cells_per_group
         condition = np.repeat(np.arange(len(length)), length)
         place = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)

@@ -75,10 +75,16 @@ class CausalDataSplitter(pl.LightningDataModule):
 
     Examples
     --------
-    >>> splitter = CausalDataSplitter(model.adata_manager, split_key="split", pair_controls=True)  # doctest: +SKIP
-    >>> batch = next(iter(splitter.train_dataloader()))  # doctest: +SKIP
-    >>> batch["X"].shape == batch["control_X"].shape  # doctest: +SKIP
+    >>> from scvi_causal import PerturbedMean
+    >>> from scvi_causal.data import simulate_screen
+    >>> adata = simulate_screen(n_genes=10, n_perturbations=3, seed=0).adata
+    >>> PerturbedMean.setup_anndata(adata)
+    >>> splitter = CausalDataSplitter(PerturbedMean(adata).adata_manager, batch_size=64, pair_controls=True, seed=0)
+    >>> batch = next(iter(splitter.train_dataloader()))
+    >>> batch["X"].shape == batch["control_X"].shape
     True
+    >>> set(adata.obs["perturbation"].iloc[batch["control_ind_x"].ravel().numpy()])
+    {'control'}
     """
 
     data_loader_cls = CausalDataLoader

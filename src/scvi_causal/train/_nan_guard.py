@@ -118,6 +118,17 @@ def find_non_finite(
         What the module gave back: inference outputs, generative outputs, :class:`~scvi.module.base.LossOutput`.
     gradients
         Whether the gradients of the module belong to this step.
+
+    Returns
+    -------
+    What and where it is, or None where all is finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> found = find_non_finite({"X": torch.tensor([[1.0], [float("nan")]]), "ind_x": torch.tensor([[7], [9]])})
+    >>> found.kind, found.name, found.n_nan, found.rows
+    ('input', 'X', 1, (9,))
     """
     batch = batch if isinstance(batch, dict) else {}
     controls = {key: value for key, value in batch.items() if key.startswith("control_")}
