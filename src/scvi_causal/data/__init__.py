@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import fields
 from ._grn import grn_from_adjacency, grn_from_edges, restrict_grn, to_edge_index, validate_grn
+from ._harmonize import harmonize
 from ._perturbations import (
     Vocabulary,
     canonical_labels,
@@ -38,6 +39,7 @@ __all__ = [
     "grn_from_adjacency",
     "grn_from_edges",
     "grn_overlap",
+    "harmonize",
     "parse_dosages",
     "parse_label",
     "random_grn",
