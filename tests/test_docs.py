@@ -7,13 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+from inspect import ismodule
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
-import scvi
 
 import scvi_causal
+from scvi_causal.model.base import CausalModel
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)]
@@ -31,29 +32,17 @@ def code_blocks(page: Path) -> list[tuple[int, str]]:
 @pytest.fixture
 def small_and_quick(monkeypatch, tmp_path):
     """The pages show what a user types; here the data are few, training is short, and files go to a folder of their own."""
-    train = scvi_causal.model.base.CausalModel.train
-    kang18 = scvi_causal.datasets.kang18
+    train, kang18 = CausalModel.train, scvi_causal.datasets.kang18
 
     def train_briefly(self, max_epochs=None, **kwargs):
         return train(self, max_epochs=2 if max_epochs is None else min(2, max_epochs), **kwargs)
 
-    def few_cells():
-        adata = kang18()
-        return adata[:: max(1, adata.n_obs // 400)].copy()
-
-    for model in all_subclasses(scvi_causal.model.base.CausalModel):
-        if "train" in vars(model):
-            monkeypatch.delattr(model, "train")
-    monkeypatch.setattr(scvi_causal.model.base.CausalModel, "train", train_briefly)
-    monkeypatch.setattr(scvi_causal.datasets, "kang18", few_cells)
-    monkeypatch.setattr(scvi.settings, "seed", 0)
+    # the baselines have a closed form and a `train` of their own
+    monkeypatch.setattr(CausalModel, "train", train_briefly)
+    monkeypatch.setattr(scvi_causal.datasets, "kang18", lambda: kang18(n_cells=400))
     monkeypatch.chdir(tmp_path)
     yield
     plt.close("all")
-
-
-def all_subclasses(cls: type) -> set[type]:
-    return {sub for child in cls.__subclasses__() for sub in {child, *all_subclasses(child)}}
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if code_blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))
@@ -83,9 +72,8 @@ def documented_names() -> set[str]:
 )
 def test_every_public_name_has_a_page(namespace):
     module = importlib.import_module(f"scvi_causal.{namespace}".rstrip("."))
-    public = {f"{namespace}.{name}".lstrip(".") for name in module.__all__ if not name.startswith("__")}
-    modules = {name for name in public if f"scvi_causal.{name}" in sys.modules}
-    assert public - modules <= documented_names()
+    public = {f"{namespace}.{name}".lstrip(".") for name in module.__all__ if not ismodule(getattr(module, name))}
+    assert public <= documented_names()
 
 
 def test_listed_names_exist():
