@@ -98,6 +98,7 @@ def test_unseen_perturbation_on_own_data(screen, tmp_path, capsys):
     assert "counterfactual" in results.layers
     assert results.obsm["X_sccvae"].shape[0] == results.n_obs
     assert "counterfactual" in results.uns["scvi_causal"]
+    assert not [key for key in [*results.obs, *results.obsm, *results.uns] if key.startswith("_scvi")]
     assert "--seed 3" in (out / "report.html").read_text()
 
 

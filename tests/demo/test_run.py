@@ -145,3 +145,13 @@ def test_the_global_seed_is_left_as_it_was(options):
     finally:
         if before is not None:
             scvi.settings.seed = before
+
+
+@pytest.mark.usefixtures("_no_umap", "models")
+def test_noise_is_named(options, screen):
+    rng = np.random.default_rng(1)
+    screen.obs["perturbation"] = rng.permutation(screen.obs["perturbation"].to_numpy())  # labels that mean nothing
+    lines = []
+    table = run_demo(options(screen, holdout="B"), lines.append)
+    assert table.loc[CEILING, "pearson_effect"] < 0.5
+    assert "noise ceiling of the effects is low" in "\n".join(lines)

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 LAYER, OBSERVED_LAYER = "counterfactual", "log1p"
+# below this the halves of the real cells share less than a quarter of the variance of their effects
+LOW_CEILING = 0.5
+NOISY = (
+    "The noise ceiling of the effects is low: with so few cells, or so weak an effect, not even real cells predict real "
+    "cells, and differences between models mean little."
+)
 
 
 class Screen(NamedTuple):
@@ -71,6 +77,8 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = lambda _: None) 
     table = _models.tabulate(runs)
     say("\n" + _report.text_table(table) + "\n")
     say("* best model. The noise ceiling is one half of the real cells predicting the other half.")
+    if table.loc[_models.CEILING, "pearson_effect"] < LOW_CEILING:
+        say(NOISY)
     for name, reason in left_out.items():
         say(f"Not in the table: {name} ({reason.rstrip('.')}).")
     _write(out, screen, options, runs, table, left_out, say)
@@ -193,12 +201,15 @@ def _write(out: Path, screen: Screen, options: DemoOptions, runs, table: pd.Data
     # each cell under its own label, from a matched control: can be held against the observed layer population by population
     main.model.predict_counterfactual(output=screen.output, sample=True, key_added=LAYER, seed=options.seed)
     figures = _draw(out, screen, options, runs, table, say)
+    _remove_registration(adata)
     adata.write_h5ad(out / "results.h5ad", compression="gzip")
     facts = [
         *_describe(screen, options).split("\n"),
         f"results.h5ad: layers['{LAYER}'] holds cells predicted by {main.name} under their own label from a matched control"
         + (f", layers['{OBSERVED_LAYER}'] the observed cells on the same scale." if screen.is_counts else "."),
     ]
+    if table.loc[_models.CEILING, "pearson_effect"] < LOW_CEILING:
+        facts.append(NOISY)
     _report.write_html(
         out / "report.html",
         title=f"Held out: {plan.description}",
@@ -211,6 +222,13 @@ def _write(out: Path, screen: Screen, options: DemoOptions, runs, table: pd.Data
     )
     names = ["report.html", "table.csv", "results.h5ad", *(path.name for path, _ in figures)]
     say(f"Done: {', '.join(names)}")
+
+
+def _remove_registration(adata: AnnData) -> None:
+    """Drop what scvi-tools keeps in an AnnData for its own bookkeeping: the file is for people."""
+    for place in (adata.obs, adata.obsm, adata.uns):
+        for key in [key for key in place if str(key).startswith("_scvi")]:
+            del place[key]
 
 
 def _draw(out: Path, screen: Screen, options: DemoOptions, runs, table: pd.DataFrame, say) -> list[tuple[Path, str]]:
