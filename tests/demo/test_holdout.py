@@ -104,3 +104,11 @@ def test_many_populations_are_cut_to_the_largest(screen, monkeypatch):
     monkeypatch.setattr(_holdout, "MAX_TASKS", 2)
     p = plan(screen, "line=K562")
     assert (len(p.tasks), p.left_out) == (2, 1)
+
+
+def test_sources_are_capped_but_still_trained_on(screen, monkeypatch):
+    monkeypatch.setattr(_holdout, "MAX_SOURCES", 12)
+    p = plan(screen, "A", keys=())
+    (task,) = p.tasks
+    assert (task.source.size, task.reference.size) == (12, 40)
+    assert ((p.split != "test") & (screen[0] == "control")).sum() == 40

@@ -50,7 +50,7 @@ def test_html_stands_alone_and_escapes(table, tmp_path):
     _report.write_html(
         tmp_path / "report.html",
         title="Held out: A<B",
-        facts=["a fact"],
+        facts={"Data": "a & b"},
         table=table,
         figures=[(picture, 'a "caption"')],
         left_out={"LinearEffect": "needs features"},
@@ -62,7 +62,15 @@ def test_html_stands_alone_and_escapes(table, tmp_path):
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing is loaded from elsewhere
     assert "A&lt;B" in page
     assert "A<B" not in page
-    for text in ("Seed 7", "scvi-tools", "needs features", "<b>0.900</b>", "noise ceiling", "&quot;caption&quot;"):
+    for text in (
+        "Seed 7",
+        "<dt>Data</dt><dd>a &amp; b</dd>",
+        "scvi-tools",
+        "needs features",
+        "<b>0.900</b>",
+        "noise ceiling",
+        "&quot;caption&quot;",
+    ):
         assert text in page
 
 

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 GROUP_KEY = "scvi_causal_group"
 
 
-def draw_effects(path: Path, x, task: Task, position: int, runs: list[Run], gene_names, n_de: int) -> str:
+def draw_effects(path: Path, x, task: Task, runs: list[Run], gene_names, n_de: int) -> str:
     """Observed against predicted effects for the given models side by side; returns the caption."""
     figure = _figure(5.0 * len(runs), 5.0)
     axes = np.atleast_1d(figure.subplots(1, len(runs)))
     observed = metrics.mean_profile(x[task.observed]) - metrics.mean_profile(x[task.reference])
     source = metrics.mean_profile(x[task.source])
-    predicted = [metrics.mean_profile(run.predicted[position]) - source for run in runs]
+    predicted = [metrics.mean_profile(run.predicted) - source for run in runs]
     both = np.concatenate([observed, *predicted])
     margin = 0.08 * np.ptp(both)
     # the same limits, so that the panels can be compared by eye
@@ -41,10 +41,10 @@ def draw_effects(path: Path, x, task: Task, position: int, runs: list[Run], gene
     )
 
 
-def draw_genes(path: Path, x, task: Task, position: int, run: Run, gene_names, ylabel: str) -> str:
+def draw_genes(path: Path, x, task: Task, run: Run, gene_names, ylabel: str) -> str:
     """Violins of the genes that change most; returns the caption."""
     figure = _figure(9.2, 3.8)
-    populations = (x[task.reference], x[task.observed], run.predicted[position])
+    populations = (x[task.reference], x[task.observed], run.predicted)
     pl.genes(*populations, gene_names, ylabel=ylabel, title=f"{task.title}: {run.name}", ax=figure.subplots())
     figure.savefig(path, dpi=120)
     return (

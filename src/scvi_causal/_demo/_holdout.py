@@ -14,6 +14,8 @@ from scvi_causal.metrics import split_controls
 MIN_CELLS = 10
 # per model and task the distances cost about half a second; a genome-wide screen has thousands of tasks
 MAX_TASKS = 30
+# predictions are dense: more cells per population cost memory and change no number that is shown
+MAX_SOURCES = 2000
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Task:
     observed
         Positions of the held-out cells.
     source
-        Control cells that models see and predict from.
+        Control cells that models see and predict from; at most :data:`MAX_SOURCES` of those they see.
     reference
         Control cells that no model sees; effects are measured against them.
     """
@@ -169,6 +171,7 @@ def _tasks(labels, contexts, is_control, held_out, seed: int) -> list[Task]:
         if (is_control & here).sum() < 2 * MIN_CELLS:
             continue
         source, reference = split_controls(is_control & here, seed=seed)
+        source = np.sort(np.random.default_rng(seed).permutation(source)[:MAX_SOURCES])
         for perturbation in np.unique(labels[held_out & here]):
             observed = np.flatnonzero(held_out & here & (labels == perturbation))
             if observed.size >= MIN_CELLS:

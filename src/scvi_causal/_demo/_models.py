@@ -28,8 +28,8 @@ class Run:
 
     name: str
     model: Any = None
-    predicted: list = field(default_factory=list)
-    """One (cells, genes) array per task, on the scale of the scores."""
+    predicted: Any = None
+    """(cells, genes) predicted cells of the first task, for the pictures; those of all tasks could fill the memory."""
     scores: list[dict] = field(default_factory=list)
     seconds: float = float("nan")
     left_out: str = ""
@@ -84,12 +84,15 @@ def run_model(
         if reason:
             run.left_out = reason
             return run
-        run.predicted = [predict(model, task, output, seed) for task in tasks]
+        for task in tasks:
+            predicted = predict(model, task, output, seed)
+            run.predicted = predicted if run.predicted is None else run.predicted
+            seconds = time.perf_counter()
+            run.scores.append(score(task, predicted))
+            started += time.perf_counter() - seconds  # the time of a model is not that of its scores
     except ValueError as error:
-        run.left_out = str(error)
-        return run
+        return Run(name, left_out=str(error))
     run.model, run.seconds = model, time.perf_counter() - started
-    run.scores = [score(task, cells) for task, cells in zip(tasks, run.predicted, strict=True)]
     return run
 
 

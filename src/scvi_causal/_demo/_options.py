@@ -64,7 +64,7 @@ def load(options: DemoOptions) -> tuple[AnnData, DemoOptions, str]:
 
         known = {key: value for key, value in EXAMPLE.items() if not getattr(options, key)}
         options = replace(options, holdout=options.holdout or EXAMPLE_HOLDOUT, **known)
-        return kang18(), options, "Kang et al. 2018, PBMC with and without interferon beta (embedded subset)"
+        return kang18(), options, "Kang et al. 2018, blood cells with and without interferon beta (embedded)"
     adata = read_h5ad(Path(options.data))
     missing = [key for key in _columns(options) if key not in adata.obs]
     if missing:

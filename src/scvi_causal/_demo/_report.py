@@ -95,6 +95,7 @@ th:first-child, td:first-child { text-align: left; }
 tr.ceiling td { border-top: 2px solid #222; font-style: italic; }
 tr.direction td { color: #666; font-size: .85em; }
 .wide { overflow-x: auto; } img { max-width: 100%; } figure { margin: 1.5rem 0; } figcaption, .small { color: #555; font-size: .9em; }
+dl { display: grid; grid-template-columns: max-content auto; gap: .3rem 1rem; } dt { font-weight: 600; } dd { margin: 0; }
 pre { background: #f4f4f4; padding: .6rem; overflow-x: auto; }
 """
 
@@ -103,7 +104,7 @@ def write_html(
     path: Path,
     *,
     title: str,
-    facts: list[str],
+    facts: dict[str, str],
     table: pd.DataFrame,
     figures: list[tuple[Path, str]],
     left_out: dict[str, str],
@@ -111,7 +112,8 @@ def write_html(
     seed: int,
 ) -> None:
     """Write the report: facts, table, what its columns mean, pictures, command, seed and versions."""
-    parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(fact)}</p>" for fact in facts)]
+    items = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items())
+    parts = [f"<h1>{html.escape(title)}</h1><dl>{items}</dl>"]
     parts += ['<h2>Scores</h2><div class="wide">', _html_table(table), "</div>", _legend(table)]
     if left_out:
         items = "".join(f"<li>{html.escape(name)}: {html.escape(why)}</li>" for name, why in left_out.items())

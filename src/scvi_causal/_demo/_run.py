@@ -64,7 +64,8 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = lambda _: None) 
     import scvi
 
     screen, options = prepare(options)
-    say(_describe(screen, options))
+    for label, text in _describe(screen).items():
+        say(f"{label:<10}{text}")
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     previous, scvi.settings.seed = scvi.settings.seed, options.seed
@@ -128,23 +129,22 @@ def _groups(labels: np.ndarray, control: str, plan: Plan) -> np.ndarray:
     return groups
 
 
-def _describe(screen: Screen, options: DemoOptions) -> str:
+def _describe(screen: Screen) -> dict[str, str]:
+    """What is asked of which data, for the screen and for the report."""
     adata, plan = screen.adata, screen.plan
     counts = pd.Series(plan.split).value_counts()
     kind = "counts" if screen.is_counts else "no counts: scored on the scale it has"
     n_perturbations = len(set(screen.labels)) - 1
-    lines = [
-        f"Data      {screen.name}: {adata.n_obs:,} cells x {adata.n_vars:,} genes, "
+    facts = {
+        "Data": f"{screen.name}: {adata.n_obs:,} cells x {adata.n_vars:,} genes, "
         f"{n_perturbations} perturbation{'s' * (n_perturbations != 1)} ({kind})",
-        f"Held out  {plan.description}: {int(plan.held_out.sum()):,} cells, never trained on",
-        f"Cells     {counts.get('train', 0):,} to train, {counts.get('valid', 0):,} to validate, {counts.get('test', 0):,} to "
+        "Held out": f"{plan.description}: {int(plan.held_out.sum()):,} cells, never trained on",
+        "Cells": f"{counts.get('train', 0):,} to train, {counts.get('valid', 0):,} to validate, {counts.get('test', 0):,} to "
         "test (held-out cells, and the half of their controls that effects are measured against)",
-    ]
+    }
     if plan.left_out:
-        lines.append(
-            f"Scored    the {len(plan.tasks)} largest of {len(plan.tasks) + plan.left_out} held-out populations"
-        )
-    return "\n".join(lines)
+        facts["Scored"] = f"the {len(plan.tasks)} largest of {len(plan.tasks) + plan.left_out} held-out populations"
+    return facts
 
 
 def _run_models(screen: Screen, options: DemoOptions, say) -> tuple[list[_models.Run], dict[str, str]]:
@@ -203,13 +203,13 @@ def _write(out: Path, screen: Screen, options: DemoOptions, runs, table: pd.Data
     figures = _draw(out, screen, options, runs, table, say)
     _remove_registration(adata)
     adata.write_h5ad(out / "results.h5ad", compression="gzip")
-    facts = [
-        *_describe(screen, options).split("\n"),
+    facts = _describe(screen)
+    facts["Cells file"] = (
         f"results.h5ad: layers['{LAYER}'] holds cells predicted by {main.name} under their own label from a matched control"
-        + (f", layers['{OBSERVED_LAYER}'] the observed cells on the same scale." if screen.is_counts else "."),
-    ]
+        + (f", layers['{OBSERVED_LAYER}'] the observed cells on the same scale" if screen.is_counts else "")
+    )
     if table.loc[_models.CEILING, "pearson_effect"] < LOW_CEILING:
-        facts.append(NOISY)
+        facts["Caution"] = NOISY
     _report.write_html(
         out / "report.html",
         title=f"Held out: {plan.description}",
@@ -246,10 +246,10 @@ def _draw(out: Path, screen: Screen, options: DemoOptions, runs, table: pd.DataF
         )
         figures.append((out / "umap.png", caption))
     shown = [main] if rival is None else [main, rival]
-    caption = _figures.draw_effects(out / "effects.png", screen.x, task, 0, shown, adata.var_names, options.n_de)
+    caption = _figures.draw_effects(out / "effects.png", screen.x, task, shown, adata.var_names, options.n_de)
     figures.append((out / "effects.png", caption))
     ylabel = "log1p(counts per 10,000)" if screen.is_counts else "expression"
-    caption = _figures.draw_genes(out / "genes.png", screen.x, task, 0, main, adata.var_names, ylabel)
+    caption = _figures.draw_genes(out / "genes.png", screen.x, task, main, adata.var_names, ylabel)
     figures.append((out / "genes.png", caption))
     return figures
 
