@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from importlib.metadata import version as package_version
+
+from sphinx.ext.napoleon.docstring import NumpyDocstring
 
 project = "scvi_causal"
 author = "scvi_causal developers"
@@ -65,12 +68,18 @@ if os.environ.get("READTHEDOCS"):
 def _skip_foreign_members(app, what, name, obj, skip, options):
     """Document what this package defines; what a class inherits from scvi-tools, torch or lightning has its own pages."""
     member = getattr(obj, "fget", None) or getattr(obj, "__func__", None) or obj
-    module = getattr(member, "__module__", None)
-    if module is not None and not module.startswith("scvi_causal"):
+    if inspect.isroutine(member) and not member.__module__.startswith("scvi_causal"):
         return True
     return skip
 
 
+def _parse_returns_section(self, section):
+    """Read "Returns" as the sentence that it is here; napoleon would take what stands before a colon for a name."""
+    lines = self._dedent(self._consume_to_next_section())
+    return [":returns:", "", *self._indent(lines, 3), ""]
+
+
 def setup(app):
-    """Connect the filter above."""
+    """Connect the two functions above."""
+    NumpyDocstring._parse_returns_section = _parse_returns_section
     app.connect("autodoc-skip-member", _skip_foreign_members)
