@@ -109,14 +109,14 @@ def harmonize(
 ) -> AnnData:
     """AnnData with labels, dosages, covariates and gene names as this package expects them by default.
 
-    ============  ================================  ===================  ==============  ==========================
-    ``source``    perturbation                      control              combinations    also read
-    ============  ================================  ===================  ==============  ==========================
-    gears         ``condition``                     ``ctrl``             ``A+B``         ``dose_val``, ``gene_name``
-    cpa           ``condition`` or ``cond_harm``    ``ctrl``/``control``  ``A+B``        ``dose_val`` or ``dose``
-    scperturb     ``perturbation``                  ``control``          ``A_B``         ``dose_value``, ``celltype``
-    replogle      ``gene`` or ``target_gene``       ``non-targeting``    none            ``gem_group``, ``gene_name``
-    ============  ================================  ===================  ==============  ==========================
+    ============  ================================  ====================  ==============  ==========================
+    ``source``    perturbation                      control               combinations    also read
+    ============  ================================  ====================  ==============  ==========================
+    gears         ``condition``                     ``ctrl``              ``A+B``         ``dose_val``, ``gene_name``
+    cpa           ``condition`` or ``cond_harm``    ``ctrl``/``control``  ``A+B``         ``dose_val`` or ``dose``
+    scperturb     ``perturbation``                  ``control``           ``A_B``         ``dose_value``, ``celltype``
+    replogle      ``gene`` or ``target_gene``       ``non-targeting``     none            ``gem_group``, ``gene_name``
+    ============  ================================  ====================  ==============  ==========================
 
     An underscore also occurs inside names, so the labels of scPerturb are split only where the column ``nperts`` confirms
     the number of tokens, or ``separator`` says so. Nothing is guessed: where the data contradict the convention, or
