@@ -29,7 +29,7 @@ class Simulation:
 
     Rows of the effect tables are the perturbations without control; with dosages, pairs (perturbation, dosage) as
     they stand in ``adata.obs``. Effects are population averages over cell types and batches, cells on which a
-    perturbation had no effect included, and hold no sampling noise.
+    perturbation had no effect included; they are integrals, exact to about 0.001, not estimates from the cells.
     """
 
     adata: AnnData

@@ -16,9 +16,9 @@ from scipy.interpolate import CubicSpline
 from scvi_causal._constants import NORMALIZED_TOTAL
 
 _N_NORMAL_NODES = 16
-_N_LIBRARY_NODES = 12
-_TABLE_STEP = 0.1
-_LARGE_MEAN = 300.0
+_N_LIBRARY_NODES = 10
+_TABLE_STEP = 0.2
+_LARGE_MEAN = 100.0
 
 
 def _normal_nodes(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,13 +58,13 @@ class CountScale:
     def expected_log1p(self, low: float, high: float) -> CubicSpline:
         """Expected log1p of counts per 10,000 as a function of the log rate, between ``low`` and ``high``."""
         grid = np.arange(low - _TABLE_STEP, high + 2 * _TABLE_STEP, _TABLE_STEP)
-        value = np.zeros_like(grid)
+        value, relative_rate = np.zeros_like(grid), self._gamma_quantiles()
         for node, weight in zip(*_normal_nodes(_N_LIBRARY_NODES), strict=True):
             library = self.library_size * np.exp(self.library_sd * node)
-            value += weight * self._expected_log1p_at(np.exp(grid) * library, NORMALIZED_TOTAL / library)
+            value += weight * self._expected_log1p_at(np.exp(grid) * library, NORMALIZED_TOTAL / library, relative_rate)
         return CubicSpline(grid, value)
 
-    def _expected_log1p_at(self, mean: np.ndarray, scale: float) -> np.ndarray:
+    def _expected_log1p_at(self, mean: np.ndarray, scale: float, relative_rate: np.ndarray) -> np.ndarray:
         result = np.empty_like(mean)
         small = mean <= _LARGE_MEAN
         if small.any():
@@ -72,7 +72,7 @@ class CountScale:
             counts = np.arange(1, largest + 1)
             result[small] = self._distribution(mean[small, None]).pmf(counts) @ np.log1p(scale * counts)
         if not small.all():
-            rate = mean[~small, None] * self._gamma_quantiles()
+            rate = mean[~small, None] * relative_rate
             # the Poisson noise around a large rate enters by the second-order term of a Taylor expansion
             curvature = scale**2 * rate / (1 + scale * rate) ** 2
             result[~small] = (np.log1p(scale * rate) - curvature / 2).mean(1)
