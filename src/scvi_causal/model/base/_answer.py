@@ -47,6 +47,7 @@ def describe(
         sources_from="the data predicted on" if sources.adata is request.adata else "the training data",
         covariates=", ".join(f"{name}={value}" for name, value in (covariates or {}).items()),
         grn_fingerprint=str(model._field_state(CAUSAL_KEYS.GRN).get("fingerprint", "")),
+        **model._provenance_extras(request.targets.tokens),
     )
 
 

@@ -198,6 +198,10 @@ class CounterfactualMixin:
         """Whether latent variables are drawn; a model whose only randomness is in its parameters overrides this."""
         return sample or n_samples > 1
 
+    def _provenance_extras(self, tokens: Sequence[str]) -> dict[str, Any]:
+        """What a reader of a prediction of these tokens has to know beyond the common provenance."""
+        return {}
+
     # ------------------------------------------------------------------ what can be predicted
 
     def _unseen_kinds(self) -> tuple[str, ...]:

@@ -171,6 +171,7 @@ class CausalModel(CounterfactualMixin, EffectsMixin, GRNMixin, EmbeddingMixin, T
             requires_counts=cls.requires_counts,
             requires_grn=cls.requires_grn,
             requires_features=cls.requires_features,
+            allow_missing_features=cls.allow_missing_features,
             **{name: kwargs[name] for name in ("source_registry", "extend_categories") if name in kwargs},
         )
         fields = cls._get_fields(**args) + (extra_fields or [])

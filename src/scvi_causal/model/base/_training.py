@@ -158,6 +158,7 @@ class TrainingMixin:
                     **(datasplitter_kwargs or {}),
                 },
             )
+        self._before_training(getattr(datamodule, "train_idx", None))
         plan_kwargs = merge_kwargs(plan_config, plan_kwargs, name="plan")
         plan = self._training_plan_cls(self.module, **{**self._plan_defaults, **plan_kwargs})
         trainer_kwargs = self._trainer_kwargs(
@@ -175,6 +176,13 @@ class TrainingMixin:
         self.split_key_ = split_key
         if self.adata is not None:
             self._record_training()
+        self._after_training()
+
+    def _before_training(self, train_idx: np.ndarray | None) -> None:
+        """Hook for what a method estimates from the training cells before the first step."""
+
+    def _after_training(self) -> None:
+        """Hook for what a method derives from what it has learned; :attr:`seen_tokens_` is known by then."""
 
     def _default_max_epochs(self, datamodule: pl.LightningDataModule | None) -> int:
         n_obs = self.adata.n_obs if datamodule is None else getattr(datamodule, "n_obs", None)
