@@ -68,7 +68,7 @@ if os.environ.get("READTHEDOCS"):
 def _skip_foreign_members(app, what, name, obj, skip, options):
     """Document what this package defines; what a class inherits from scvi-tools, torch or lightning has its own pages."""
     member = getattr(obj, "fget", None) or getattr(obj, "__func__", None) or obj
-    if inspect.isroutine(member) and not member.__module__.startswith("scvi_causal"):
+    if inspect.isroutine(member) and not str(getattr(member, "__module__", None)).startswith("scvi_causal"):
         return True
     return skip
 
@@ -79,7 +79,13 @@ def _parse_returns_section(self, section):
     return [":returns:", "", *self._indent(lines, 3), ""]
 
 
+def _parse_attribute_docstring(self):
+    """Likewise for what stands below an attribute: it has an annotation, and its text is a sentence."""
+    return self._consume_to_end()
+
+
 def setup(app):
-    """Connect the two functions above."""
+    """Connect the functions above."""
     NumpyDocstring._parse_returns_section = _parse_returns_section
+    NumpyDocstring._parse_attribute_docstring = _parse_attribute_docstring
     app.connect("autodoc-skip-member", _skip_foreign_members)
