@@ -67,6 +67,8 @@ class Case:
         return model
 
 
+_TINY = {"n_latent": 4, "n_hidden": 8, "n_programmes": 6}
+
 CASES = [
     Case("control-mean", "ControlMean"),
     Case("perturbed-mean", "PerturbedMean"),
@@ -74,6 +76,9 @@ CASES = [
     Case("linear-ridge", "LinearEffect", {"form": "ridge"}),
     Case("linear-bilinear", "LinearEffect", {"form": "bilinear", "n_factors": 3}),
     Case("nearest", "NearestPerturbation", {"n_neighbors": 2}),
+    Case("sccvae", "SCCVAE", _TINY, exact=False),
+    Case("sccvae-normal", "SCCVAE", _TINY | {"gene_likelihood": "normal", "graph": "none"}, exact=False),
+    Case("sccvae-paper", "SCCVAE", {"preset": "paper", "n_latent": 6, "n_hidden": 8}, exact=False),
 ]
 
 

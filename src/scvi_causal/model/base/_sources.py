@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scvi import REGISTRY_KEYS
+from scvi import REGISTRY_KEYS, settings
 
 from scvi_causal.data._messages import did_you_mean, listed
 from scvi_causal.dataloaders import CausalDataset, ControlPairing, get_control_mask, get_strata, stratum_label
@@ -96,9 +97,17 @@ def match_sources(model: CausalModel, adata: AnnData, rows: np.ndarray, keep: np
         get_control_mask(pool_manager),
         [get_strata(pool_manager), get_strata(pool_manager, with_batch=False)],
         pool,
-        describe=lambda cell: stratum_label(manager, cell),
     )
     strata = [get_strata(manager)[rows], get_strata(manager, with_batch=False)[rows]]
+    unmatched = ~np.isin(strata[0], pairing.strata[0][pool])
+    if unmatched.any():
+        warnings.warn(
+            f"{int(unmatched.sum())} cells of the query are in strata without a training control, e.g. "
+            f"{stratum_label(manager, int(rows[unmatched][0]))}. They start from controls of the same covariates in other "
+            "batches, or else from any control.",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel,
+        )
     return Sources(pool_adata, pairing.draw_for(strata, rng), np.ones(len(rows), dtype=bool))
 
 

@@ -161,9 +161,7 @@ class TrainingMixin:
         self._before_training(getattr(datamodule, "train_idx", None))
         plan_kwargs = merge_kwargs(plan_config, plan_kwargs, name="plan")
         plan = self._training_plan_cls(self.module, **{**self._plan_defaults, **plan_kwargs})
-        trainer_kwargs = self._trainer_kwargs(
-            merge_kwargs(trainer_config, trainer_kwargs, name="trainer"), early_stopping, keep_best
-        )
+        trainer_kwargs = self._trainer_kwargs(trainer_kwargs, trainer_config, early_stopping, keep_best)
         self._train_runner_cls(
             self,
             training_plan=plan,
@@ -171,6 +169,7 @@ class TrainingMixin:
             max_epochs=max_epochs,
             accelerator=accelerator,
             devices=devices,
+            trainer_config=trainer_config,
             **trainer_kwargs,
         )()
         self.split_key_ = split_key
@@ -190,13 +189,16 @@ class TrainingMixin:
             raise ValueError("The datamodule does not say how many cells it has (n_obs): pass max_epochs.")
         return get_max_epochs_heuristic(n_obs)
 
-    def _trainer_kwargs(self, given: dict[str, Any], early_stopping: bool, keep_best: bool | None) -> dict[str, Any]:
+    def _trainer_kwargs(
+        self, given: dict[str, Any], config: Any, early_stopping: bool, keep_best: bool | None
+    ) -> dict[str, Any]:
         """Arguments of the trainer; what is monitored is the plan's own metric unless the user names another."""
-        monitor = getattr(self._training_plan_cls, "default_monitor", "validation_loss")
-        kwargs = {"early_stopping": early_stopping, "early_stopping_monitor": monitor, **given}
-        keep_best = kwargs["early_stopping"] if keep_best is None else keep_best
-        if keep_best:
-            best = KeepBest(kwargs["early_stopping_monitor"], kwargs.get("early_stopping_mode", "min"))
-            kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), best]
-            kwargs.setdefault("check_val_every_n_epoch", 1)
+        named = merge_kwargs(config, given, name="trainer")
+        default = getattr(self._training_plan_cls, "default_monitor", "validation_loss")
+        monitor = named.get("early_stopping_monitor", default)
+        kwargs = {**given, "early_stopping": early_stopping, "early_stopping_monitor": monitor}
+        if early_stopping if keep_best is None else keep_best:
+            best = KeepBest(monitor, named.get("early_stopping_mode", "min"))
+            kwargs["callbacks"] = [*(named.get("callbacks") or []), best]
+            kwargs["check_val_every_n_epoch"] = named.get("check_val_every_n_epoch") or 1
         return kwargs

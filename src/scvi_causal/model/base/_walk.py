@@ -114,6 +114,10 @@ def predict_chunk(
     if len(dosages) > 1:
         generator.set_state(before)  # common random numbers
         reference = evaluate(model, tensors, dosages[1], inputs, options, generator)
+        # a rejection sampler uses more or fewer numbers for one cell, which shifts those of the next: where nothing changes,
+        # nothing may differ
+        unchanged = (dosages[0] == dosages[1]).all(1, keepdim=True)
+        reference = torch.where(unchanged, target, reference)
     return convert(
         target, scale, options.output, library, reference=reference, whole=options.sample, generator=generator
     )

@@ -1,0 +1,123 @@
+"""What is estimated before training from population means, and after it from the learned responses."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from scvi_causal.dataloaders import get_control_mask
+from scvi_causal.model.base._group_moments import group_moments, iterate_expression
+from scvi_causal.model.sccvae._features import expression_features
+from scvi_causal.model.sccvae._moments import (
+    condition_effects,
+    context_axes,
+    denoise,
+    factorise,
+    ridge_on_features,
+    ridge_responses,
+)
+from scvi_causal.model.sccvae._network import fit_network
+
+if TYPE_CHECKING:
+    from scvi_causal.model.sccvae._model import SCCVAE
+
+logger = logging.getLogger(__name__)
+
+
+def fit_before_training(model: SCCVAE, rows: np.ndarray) -> None:
+    """Fill in features, axes of the cell state, network and programmes from the training cells ``rows``."""
+    manager = model.adata_manager
+    controls = rows[get_control_mask(manager)[rows]]
+    if not model._has_features():
+        model.gene_features_ = expression_features(manager, controls, model._n_components, model._log_normalize)
+    if model._preset == "paper":
+        matrix, _ = model._coded_features(list(model._vocabulary.tokens))
+        model.module.token_features.copy_(torch.from_numpy(matrix.astype(np.float32)))
+        return
+    _start_decoder_at_mean(model, controls)
+    _fit_responses(model, rows)
+
+
+def _start_decoder_at_mean(model: SCCVAE, controls: np.ndarray) -> None:
+    """Let the decoder start at the mean expression of the controls, which saves it the first epochs."""
+    module = model.module
+    scale = "normalized" if model._log_normalize else "continuous"
+    pieces = iterate_expression(model.adata_manager, controls, scale)
+    moments = group_moments(pieces, np.zeros(len(controls), dtype=np.int64), 1, module.n_genes)
+    mean, variance = moments.mean[0], np.nan_to_num(moments.variance[0], nan=1.0)
+    # softplus of the log is log1p: see SCCVAEModule.decode
+    start = np.log(mean + 1e-3) if model._log_normalize else mean
+    with torch.no_grad():
+        module.decoder_output.bias.copy_(torch.from_numpy(start))
+        if module.gene_likelihood == "normal" and not model._log_normalize:
+            module.log_dispersion.copy_(torch.from_numpy(np.log(variance + 1e-4)))
+
+
+def _fit_responses(model: SCCVAE, rows: np.ndarray) -> None:
+    module = model.module
+    found = condition_effects(model.adata_manager, rows, module.n_genes, model._log_normalize)
+    if not len(found.effect):
+        raise ValueError(
+            f"None of the {len(rows):,} training cells is perturbed: there is no effect to learn. Check the split: "
+            "perturbed cells have to be among 'train'."
+        )
+    center, axes = context_axes(found.contexts, module.n_state)
+    state = (found.contexts[found.context] - center) @ axes
+    response, _ = ridge_responses(found.dosage, state, found.effect, found.n_cells)
+    seen = (found.dosage != 0).any(0)
+    # the noise of a response is about that of its most precise row
+    noise = np.full(response.shape, np.nan)
+    for token in np.flatnonzero(seen):
+        mine = found.dosage[:, token] != 0
+        noise[token] = 1.0 / (1.0 / np.maximum(found.variance[mine], 1e-12)).sum(0)
+    level = found.control.mean(0)
+    usable = np.where(seen[:, None], response, np.nan)
+    explained = fit_network(module, usable, noise, level, _prior_weight(model))
+    response, slope = ridge_responses(found.dosage, state, found.effect - found.dosage @ explained, found.n_cells)
+    activity, slopes, loadings = factorise(response, slope, module.n_programmes)
+    # an unseen token is predicted from what the seen ones share, without the noise of each
+    model.response_noise_ = noise
+    with torch.no_grad():
+        for name, value in {
+            "state_center": center,
+            "state_axes": axes,
+            "loadings": loadings,
+            "programme_shift": activity,
+            "programme_state": slopes,
+            "anchor_shift": activity,
+            "anchor_state": slopes,
+        }.items():
+            getattr(module, name).copy_(torch.from_numpy(np.ascontiguousarray(value)))
+
+
+def _prior_weight(model: SCCVAE) -> np.ndarray:
+    return np.zeros(0, dtype=np.float32) if model._network is None else model._network.weight
+
+
+@torch.no_grad()
+def fit_feature_map(model: SCCVAE) -> None:
+    """Learn how responses follow from features, from the training tokens; what noise explains is left out first."""
+    module = model.module
+    tokens = list(model.seen_tokens_)
+    index = [model._vocabulary.index(token) for token in tokens]
+    loadings = module.loadings.double().cpu().numpy()
+    shift = module.programme_shift[index].double().cpu().numpy()
+    state = module.programme_state[index].double().cpu().numpy()
+    noise = model.response_noise_[index]
+    clean = denoise(shift @ loadings, noise)
+    shift = clean @ np.linalg.pinv(loadings)
+    outputs = np.concatenate([shift, state.reshape(len(tokens), -1)], axis=1)
+    module.unseen_response.copy_(torch.from_numpy(outputs.mean(0)))
+    matrix, known = model._coded_features(tokens)
+    if known.sum() < 3:
+        return
+    described = matrix[known].astype(float)
+    # genes, not programmes, are what an error is made in
+    _, _, penalty = ridge_on_features(described, clean[known])
+    center, coefficients, _ = ridge_on_features(described, outputs[known], penalty)
+    module.feature_center.copy_(torch.from_numpy(center))
+    module.feature_map.copy_(torch.from_numpy(coefficients))
+    logger.info("Features of %d tokens predict responses with a ridge penalty of %.3g.", known.sum(), penalty)

@@ -1,0 +1,90 @@
+"""The negative binomial: its likelihood on sparse counts, and counterfactuals that keep the noise of a cell."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def nb_log_likelihood(counts: Tensor, mean: Tensor, inverse_dispersion: Tensor) -> Tensor:
+    r"""Log likelihood of counts, summed over genes.
+
+    Written so that the gamma functions are evaluated at the entries with counts only (both cancel at zero), which on
+    single-cell data saves nine of ten.
+
+    Parameters
+    ----------
+    counts
+        (cells, genes) whole numbers.
+    mean
+        (cells, genes) expected counts, positive.
+    inverse_dispersion
+        (genes,) :math:`\theta`; the variance is :math:`\mu + \mu^2 / \theta`.
+
+    Returns
+    -------
+    (cells,)
+    """
+    theta = inverse_dispersion
+    log_total = torch.log(theta + mean)
+    every = (theta * (torch.log(theta) - log_total)).sum(-1)
+    row, gene = counts.nonzero(as_tuple=True)
+    y, t = counts[row, gene], theta[gene]
+    some = y * (torch.log(mean[row, gene]) - log_total[row, gene]) + torch.lgamma(y + t) - torch.lgamma(t)
+    with torch.no_grad():
+        constant = torch.lgamma(y + 1.0)
+    return every.index_add(0, row, some - constant)
+
+
+class AbductedCounts:
+    r"""Counts of the very same cells under a target: abduction, action, prediction for the negative binomial.
+
+    Counts are Poisson given a gamma frailty :math:`g` with mean 1, :math:`x \mid g \sim \mathrm{Poisson}(\mu g)`. Having seen
+    :math:`x`, the frailty is :math:`\Gamma(\theta + x, \theta + \mu)` (abduction). Under the target the rate is :math:`\mu' g`
+    (action): counts are thinned where it falls, and Poisson counts are added where it rises (prediction). A cell keeps its
+    noise, a target that changes nothing changes nothing, and if the counts follow the negative binomial with mean
+    :math:`\mu`, the draws follow the one with mean :math:`\mu'` exactly: thinning, and adding independent Poisson counts, both
+    leave a Poisson given the frailty.
+
+    Parameters
+    ----------
+    counts
+        (cells, genes) observed counts of the source cells.
+    source_mean, target_mean
+        (cells, genes) expected counts under the cell's own condition and under the target; positive.
+    inverse_dispersion
+        (genes,) :math:`\theta`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x, theta = torch.tensor([[4.0, 0.0]]), torch.tensor([2.0, 2.0])
+    >>> halved_and_raised = AbductedCounts(x, torch.tensor([[4.0, 1.0]]), torch.tensor([[2.0, 4.0]]), theta)
+    >>> halved_and_raised.mean.tolist()
+    [[2.0, 2.0]]
+    """
+
+    def __init__(self, counts: Tensor, source_mean: Tensor, target_mean: Tensor, inverse_dispersion: Tensor):
+        self.counts, self.source_mean, self.target_mean = counts, source_mean, target_mean
+        self.inverse_dispersion = inverse_dispersion
+
+    @property
+    def _risen(self) -> Tensor:
+        return (self.target_mean - self.source_mean).clamp_min(0.0)
+
+    @property
+    def _kept_share(self) -> Tensor:
+        return (self.target_mean / self.source_mean).clamp(0.0, 1.0)
+
+    @property
+    def mean(self) -> Tensor:
+        """(cells, genes) expected counts of these cells."""
+        theta = self.inverse_dispersion
+        frailty = (theta + self.counts) / (theta + self.source_mean)
+        return self.counts * self._kept_share + self._risen * frailty
+
+    def sample(self) -> Tensor:
+        """(cells, genes) whole numbers, from torch's global generator like any distribution."""
+        theta = self.inverse_dispersion
+        frailty = torch._standard_gamma(theta + self.counts) / (theta + self.source_mean)
+        return torch.binomial(self.counts, self._kept_share) + torch.poisson(self._risen * frailty)
