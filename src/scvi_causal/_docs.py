@@ -60,7 +60,7 @@ features
     Features of tokens that have none yet: DataFrame (index: tokens) with the columns of the registered features.""",
     "param_batch_size": """\
 batch_size
-    Cells per step; ``None`` is ``scvi.settings.batch_size``.""",
+    Cells per step; ``None`` is up to 512, fewer where several draws of many genes would not fit in 256 MB.""",
     "param_seed": """\
 seed
     Seed of this call; ``None`` is ``scvi.settings.seed``, or 0 where that is not set. Nothing global is seeded.""",

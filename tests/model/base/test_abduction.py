@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scvi_causal.model.base._walk import summarise
+from scvi_causal.model.base._walk import step_size, summarise
 
 from .conftest import Toy, make_cells
 
@@ -174,3 +174,9 @@ def test_query_stratum_without_training_control_is_named():
     with pytest.warns(UserWarning, match="15 cells of the query.*batch=b2"):
         model.predict_counterfactual(adata=query)
     assert np.isfinite(query.layers["counterfactual"]).all()
+
+
+def test_step_size_is_bounded_by_memory_and_by_use():
+    assert step_size(1, 1_000) == 512
+    assert step_size(100, 8_000) == 83
+    assert step_size(10_000, 30_000) == 16

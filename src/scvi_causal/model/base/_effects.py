@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from scvi import settings
 
 from scvi_causal._docs import docs
 from scvi_causal.data import canonical_labels, control_mask
@@ -16,7 +15,7 @@ from ._request import PredictOptions, check_rows, resolve_seed
 from ._scales import to_normalized
 from ._sources import SourceReader, control_pool, match_sources
 from ._targets import dosage_per_target, encode_targets
-from ._walk import Tokens, evaluate, library_of
+from ._walk import Tokens, evaluate, library_of, step_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,7 +113,16 @@ class EffectsMixin:
             vocabulary.control_categories,
         )
         treated, untreated = _population_means(
-            self, adata, pool, targets, reference, features, n_samples, n_cells, batch_size or settings.batch_size, seed
+            self,
+            adata,
+            pool,
+            targets,
+            reference,
+            features,
+            n_samples,
+            n_cells,
+            batch_size or step_size(1, len(self._var_names())),
+            seed,
         )
         tables = [
             _effect_table(means, untreated, delta, pseudocount, fdr_target, self.module.scale == "continuous")

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scvi import settings
 
 from scvi_causal._docs import docs
 from scvi_causal.data import canonical_labels
 
 from ._request import check_rows, resolve_seed
 from ._sources import SourceReader
+from ._walk import step_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +60,7 @@ class EmbeddingMixin:
         self.module.eval()
         reader = SourceReader(self, adata)
         generator = torch.Generator(self.module.device).manual_seed(resolve_seed(seed))
-        step = batch_size or settings.batch_size
+        step = batch_size or step_size(1, len(self._var_names()))
         parts = [
             self.module.latent(reader.read(rows[i : i + step]), give_mean=give_mean, generator=generator).cpu().numpy()
             for i in range(0, len(rows), step)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scvi import REGISTRY_KEYS, settings
+from scvi import REGISTRY_KEYS
 
 from ._scales import convert
 from ._sources import SourceReader
@@ -68,7 +68,7 @@ def walk(
     generators = [torch.Generator(model.module.device).manual_seed(int(seed >> 1)) for seed in seeds]
     names = ["", "_std", "_q05", "_q95"] if options.n_samples > 1 else [""]
     arrays = {name: np.empty((len(rows), len(model._var_names())), dtype=np.float32) for name in names}
-    step = batch_size or settings.batch_size
+    step = batch_size or step_size(options.n_samples, len(model._var_names()))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         tensors = reader.read(rows[part])
@@ -81,6 +81,11 @@ def walk(
         for name, value in summarise(draws, options.sample).items():
             arrays[name][part] = value.cpu().numpy()
     return arrays
+
+
+def step_size(n_samples: int, n_genes: int) -> int:
+    """Cells per step: as many as are fast, as few as keep the draws of a step within 256 MB."""
+    return int(np.clip(2**26 // (n_samples * n_genes), 16, 512))
 
 
 def library_of(model: CausalModel, tensors: dict[str, Tensor]) -> Tensor:

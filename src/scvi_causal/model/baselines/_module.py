@@ -153,7 +153,7 @@ class BaselineModule(CausalModule):
     # ------------------------------------------------------------------ effects
 
     def _rows_of(self, stratum: int) -> csr_matrix:
-        """(n_conditions, n_rows) the rows that stand for each condition in a stratum: its own, else the mean of the others."""
+        """(n_rows, n_conditions) the rows that stand for each condition in a stratum: its own, else the mean of the others."""
         spread = self._cache()["spread"]
         if stratum not in spread:
             condition, row_stratum = self.array("row_condition"), self.array("row_stratum")
@@ -162,7 +162,7 @@ class BaselineModule(CausalModule):
             has_own = np.bincount(condition[here], minlength=n_conditions) > 0
             used = here | ~has_own[condition]
             share = 1.0 / np.bincount(condition[used], minlength=n_conditions)[condition[used]]
-            spread[stratum] = csr_matrix((share, (condition[used], np.flatnonzero(used))), shape=(n_conditions, n_rows))
+            spread[stratum] = csr_matrix((share, (np.flatnonzero(used), condition[used])), shape=(n_rows, n_conditions))
         return spread[stratum]
 
     def effect_of(self, targets: list[Target], strata: np.ndarray, seed: int | None = None) -> Tensor:
@@ -191,7 +191,7 @@ class BaselineModule(CausalModule):
         return effect
 
     def _weigh(self, weights: np.ndarray, stratum: int, seed: int | None, part: int) -> Tensor:
-        rows = self._rows_of(stratum).T @ weights
+        rows = self._rows_of(stratum) @ weights
         used = np.flatnonzero(rows)
         at = torch.from_numpy(used).to(self.device)
         w = torch.from_numpy(rows[used].astype(np.float32)).to(self.device)
