@@ -38,7 +38,7 @@ def break_cycles(source: np.ndarray, target: np.ndarray, n_nodes: int, weight: n
     graph = igraph.Graph(n=n_nodes, edges=np.column_stack([source[rows], target[rows]]).tolist(), directed=True)
     if not graph.is_dag():
         value = None if weight is None else np.abs(np.asarray(weight)[rows]).tolist()
-        keep[rows[graph.feedback_arc_set(weights=value, algo="eades")]] = False
+        keep[rows[graph.feedback_arc_set(value, "eades")]] = False
     return keep
 
 

@@ -92,7 +92,7 @@ class SparseSEM(nn.Module):
     def adjacency(self) -> Tensor:
         """(d, d) dense weights, for small graphs and for tests."""
         dense = torch.zeros(self.n_nodes, self.n_nodes, dtype=self.weight.dtype, device=self.weight.device)
-        return dense.index_put((self.edge_index[0], self.edge_index[1]), self.weight)
+        return dense.index_put((self.edge_index[0], self.edge_index[1]), self.weight, accumulate=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Values of the nodes, (n, d), for exogenous input ``x`` (n, d)."""
