@@ -2,6 +2,7 @@
 
 from ._arrays import gene_variance, log1p_normalize, mean_profile
 from ._controls import split_controls
+from ._directions import direction_agreement
 from ._dispersion import variance_ratio
 from ._distances import energy_distance, fit_pca, median_bandwidth, mmd_squared
 from ._profiles import mse, mse_ratio, pearson_effect, r2_score_genes, top_de_genes
@@ -10,6 +11,7 @@ from ._score import METRICS, Metric, noise_ceiling, score_counterfactual
 __all__ = [
     "METRICS",
     "Metric",
+    "direction_agreement",
     "energy_distance",
     "fit_pca",
     "gene_variance",
