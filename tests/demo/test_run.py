@@ -85,6 +85,7 @@ def test_models_that_cannot_are_left_out_with_their_reason(options, models):
     text = "\n".join(lines)
     assert "PerturbedMean (B: never heard of it)" in text
     assert "SCCVAE (no such luck)" in text
+    assert "Layer and figures are those of Additive" in text
     for model in models.values():
         model.refuses = ("B",)
     with pytest.raises(ValueError, match="No model can answer this question.*never heard of it"):

@@ -27,6 +27,10 @@ NOISY = (
     "The noise ceiling of the effects is low: with so few cells, or so weak an effect, not even real cells predict real "
     "cells, and differences between models mean little."
 )
+WAY_OUT = (
+    "give it features of the perturbations (a table in uns, --features-key), or a network that has them (an edge list in "
+    "uns, --grn-key)."
+)
 
 
 class Screen(NamedTuple):
@@ -194,7 +198,9 @@ def _run_models(screen: Screen, options: DemoOptions, say) -> tuple[list[_models
 def _write(out: Path, screen: Screen, options: DemoOptions, runs, table: pd.DataFrame, left_out, say) -> None:
     """Layer, latents, tables, figures, report."""
     adata, plan = screen.adata, screen.plan
-    main = runs[0]
+    main = _ranked(runs, table)[0]
+    if main.name != "SCCVAE":
+        say(f"SCCVAE cannot answer this question: {WAY_OUT} Layer and figures are those of {main.name}.")
     say(f"Writing to {out}/")
     table.to_csv(out / "table.csv")
     _models.tabulate_tasks(runs, plan.tasks).to_csv(out / "table_per_population.csv", index=False)
@@ -224,6 +230,13 @@ def _write(out: Path, screen: Screen, options: DemoOptions, runs, table: pd.Data
     say(f"Done: {', '.join(names)}")
 
 
+def _ranked(runs: list[_models.Run], table: pd.DataFrame) -> list[_models.Run]:
+    """SCCVAE first where it could answer, then the baselines by the Pearson of their effects; no change comes last."""
+    trained = [run for run in runs if run.model is not None]
+    value = table["pearson_effect"].fillna(-np.inf)
+    return sorted(trained, key=lambda run: (run.name != "SCCVAE", run.name == "ControlMean", -value[run.name]))
+
+
 def _remove_registration(adata: AnnData) -> None:
     """Drop what scvi-tools keeps in an AnnData for its own bookkeeping: the file is for people."""
     for place in (adata.obs, adata.obsm, adata.uns):
@@ -232,10 +245,9 @@ def _remove_registration(adata: AnnData) -> None:
 
 
 def _draw(out: Path, screen: Screen, options: DemoOptions, runs, table: pd.DataFrame, say) -> list[tuple[Path, str]]:
-    adata, plan, main = screen.adata, screen.plan, runs[0]
-    others = [run for run in runs[1:] if run.model is not None and run.name != "ControlMean"]
+    adata, plan = screen.adata, screen.plan
     # the strongest baseline beside the model, not one that is easy to beat
-    rival = max(others, key=lambda run: table.loc[run.name, "pearson_effect"], default=None)
+    main, *others = _ranked(runs, table)[:2]
     figures, task = [], plan.tasks[0]
     if main.name == "SCCVAE":
         key = "X_sccvae"
@@ -245,7 +257,7 @@ def _draw(out: Path, screen: Screen, options: DemoOptions, runs, table: pd.DataF
             out / "umap.png", adata, key, main.name, columns, options.control[0], options.seed
         )
         figures.append((out / "umap.png", caption))
-    shown = [main] if rival is None else [main, rival]
+    shown = [main, *others]
     caption = _figures.draw_effects(out / "effects.png", screen.x, task, shown, adata.var_names, options.n_de)
     figures.append((out / "effects.png", caption))
     ylabel = "log1p(counts per 10,000)" if screen.is_counts else "expression"
