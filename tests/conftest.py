@@ -27,9 +27,9 @@ def real_data():
 
 @pytest.fixture(autouse=True)
 def _no_scvi_seed():
-    """No test leaves a seed behind for the next one."""
+    """No test starts with the seed of another, nor of a fixture that is shared by a module."""
     import scvi
 
-    before = scvi.settings.seed
+    scvi.settings._seed = None
     yield
-    scvi.settings._seed = before
+    scvi.settings._seed = None
