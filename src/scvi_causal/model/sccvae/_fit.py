@@ -87,8 +87,6 @@ def _fit_responses(model: SCCVAE, rows: np.ndarray) -> None:
             "loadings": loadings,
             "programme_shift": activity,
             "programme_state": slopes,
-            "anchor_shift": activity,
-            "anchor_state": slopes,
         }.items():
             getattr(module, name).copy_(torch.from_numpy(np.ascontiguousarray(value)))
 

@@ -56,6 +56,10 @@ class SCCVAEModule(CausalModule):
         The network: (2, n_edges); (n_genes,) node of each gene or -1; number of nodes.
     node_of_token
         (n_tokens,) node that a token shifts, or -1.
+    n_features
+        Number of features of a token.
+    refine_responses
+        Whether training changes the responses, which start at their estimates from population means.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class SCCVAEModule(CausalModule):
         n_nodes: int = 0,
         node_of_token: Sequence[int] | None = None,
         n_features: int = 0,
+        refine_responses: bool = False,
     ):
         super().__init__()
         self.n_genes, self.n_tokens, self.n_latent, self.n_batch = n_genes, n_tokens, n_latent, n_batch
@@ -117,9 +122,11 @@ class SCCVAEModule(CausalModule):
         self.register_buffer("feature_map", torch.zeros(n_features, n_outputs))
         self.register_buffer("unseen_response", torch.zeros(n_outputs))
         self.register_buffer("unseen_target_shift", torch.zeros(()))
-        # the estimates from population means that training starts from, and does not stray far from
-        self.register_buffer("anchor_shift", torch.zeros(n_tokens, n_programmes))
-        self.register_buffer("anchor_state", torch.zeros(n_tokens, n_state, n_programmes))
+        self.register_buffer("unseen_network", torch.zeros(n_genes))
+        if not refine_responses:
+            responses = [self.programme_shift, self.programme_state, self.loadings, self.target_shift]
+            for parameter in responses + ([] if self.sem is None else [self.sem.weight]):
+                parameter.requires_grad_(False)
 
     # ------------------------------------------------------------------ the cell
 
@@ -176,6 +183,12 @@ class SCCVAEModule(CausalModule):
         exogenous[anchored] = F.one_hot(node[anchored], self.sem.n_nodes).to(shift) * shift[anchored, None]
         return self._nodes_to_genes(self.sem(exogenous))
 
+    def _regulates(self, node: Tensor) -> Tensor:
+        """Whether nodes have targets; -1, which is no node, has none."""
+        if self.sem is None:
+            return torch.zeros_like(node, dtype=torch.bool)
+        return torch.isin(node, self.sem.edge_index[0])
+
     def _nodes_to_genes(self, u: Tensor) -> Tensor:
         padded = torch.cat([u, u.new_zeros(len(u), 1)], 1)
         return padded[:, self.node_of_gene]  # -1 is the column of zeros
@@ -200,11 +213,10 @@ class SCCVAEModule(CausalModule):
             activity = activity + torch.einsum("cs,csp->cp", state, slopes)
         if self.sem is not None:
             fold = dosage @ response["network"]
-            eta = (
-                torch.log1p(torch.expm1(eta.clamp_min(0.0)) * fold.clamp(-10.0, 10.0).exp())
-                if self.log_normalize
-                else eta + fold
-            )
+            if self.log_normalize:
+                # log(1 + (e^eta - 1) e^fold), written so that no fold leaves eta as it is to the last bit
+                fold = torch.log1p(-torch.expm1(fold.clamp(-10.0, 10.0)) * torch.expm1(-eta.clamp_min(0.0)))
+            eta = eta + fold
         return eta + activity @ self.loadings
 
     def response_of_seen(self) -> dict[str, Tensor]:
@@ -232,10 +244,13 @@ class SCCVAEModule(CausalModule):
         shift, state = predicted[:, : self.n_programmes], predicted[:, self.n_programmes :]
         state = state.reshape(len(index), self.n_state, self.n_programmes)
         own = torch.where(seen, self.target_shift[index], self.unseen_target_shift)
+        network = self.network_response(own, token_inputs["node"])
+        # where the network says nothing of a token, what it carried on average for others stands in
+        silent = ~seen & ~self._regulates(token_inputs["node"])
         return {
             "shift": torch.where(seen[:, None], self.programme_shift[index], shift),
             "state": torch.where(seen[:, None, None], self.programme_state[index], state),
-            "network": self.network_response(own, token_inputs["node"]),
+            "network": network + silent[:, None] * self.unseen_network,
         }
 
     # ------------------------------------------------------------------ scvi-tools' grammar
@@ -290,8 +305,6 @@ class SCCVAEModule(CausalModule):
         inference_outputs: dict[str, Tensor],
         generative_outputs: dict[str, Tensor],
         kl_weight: float = 1.0,
-        anchor_weight: float = 1.0,
-        n_obs: int = 1,
     ) -> LossOutput:
         """Negative evidence lower bound of the control cells plus that of the perturbed populations.
 
@@ -299,20 +312,13 @@ class SCCVAEModule(CausalModule):
         ----------
         kl_weight
             Weight of the KL divergence of the state.
-        anchor_weight
-            How strongly responses are held at the estimates from population means.
-        n_obs
-            Number of training cells: the penalty counts once an epoch.
         """
         x, partner = tensors[REGISTRY_KEYS.X_KEY], tensors[CONTROL_PREFIX + REGISTRY_KEYS.X_KEY]
         reconstruction = -self.log_likelihood(partner, generative_outputs["eta"], self.library(tensors, CONTROL_PREFIX))
         kl = kl_standard_normal(inference_outputs["qz_mean"], inference_outputs["qz_variance"]).sum(1)
         perturbed = (tensors[CAUSAL_KEYS.PERTURBATION] != 0).any(1)
         population = -self.log_likelihood(x, generative_outputs["eta_perturbed"], self.library(tensors)) * perturbed
-        anchor = (self.programme_shift - self.anchor_shift).square().sum()
-        anchor = anchor + (self.programme_state - self.anchor_state).square().sum()
-        penalty = anchor_weight * anchor / n_obs
-        loss = (reconstruction + kl_weight * kl + population).mean() + penalty
+        loss = (reconstruction + kl_weight * kl + population).mean()
         return LossOutput(
             loss=loss,
             reconstruction_loss=reconstruction,

@@ -200,7 +200,7 @@ def denoise(effect: np.ndarray, variance: np.ndarray) -> np.ndarray:
 def ridge_on_features(
     features: np.ndarray, response: np.ndarray, penalty: float | None = None
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Map from features of tokens to responses, with the penalty that predicts left-out tokens best.
+    """Map from features of tokens to responses, with a penalty chosen by leaving tokens out.
 
     Parameters
     ----------
@@ -218,7 +218,7 @@ def ridge_on_features(
     coefficients
         (n_features, n_outputs); the prediction is the mean response plus ``(features - center) @ coefficients``.
     penalty
-        Chosen by leave-one-out error; infinite if nothing predicts better than the mean.
+        By the one-standard-error rule; infinite if features predict no better than the mean does.
     """
     center = features.mean(0)
     x, y = features - center, response - response.mean(0)
@@ -235,16 +235,25 @@ def ridge_on_features(
 
 
 def _leave_one_out_penalty(values: np.ndarray, vectors: np.ndarray, y: np.ndarray, scale: float) -> float:
-    """Penalty with the least leave-one-out error; infinite if that of the mean of the others is smaller."""
+    """Largest penalty whose leave-one-out error is within one standard error of the least.
+
+    Infinite, which is to predict the mean of the others, where features do no better than chance would: with a few tokens
+    the least error alone often is chance.
+    """
     n = len(y)
-    best, penalty = (n / max(n - 1, 1)) ** 2 * (y**2).sum(), np.inf
-    for candidate in scale * np.logspace(-3, 2, 16) if n > 2 else []:
+    errors = [(n / max(n - 1, 1)) ** 2 * (y**2).sum(1)]  # of the mean of the others
+    penalties = [np.inf]
+    for candidate in scale * np.logspace(2, -3, 16) if n > 2 else []:
         # the mean is estimated too, and takes its share of the leverage
         hat = (vectors * (values / (values + candidate))) @ vectors.T + 1.0 / n
-        error = (((y - hat @ y) / (1.0 - np.diag(hat))[:, None]) ** 2).sum()
-        if error < best:
-            best, penalty = error, candidate
-    return penalty
+        errors.append((((y - hat @ y) / (1.0 - np.diag(hat))[:, None]) ** 2).sum(1))
+        penalties.append(candidate)
+    best = errors[int(np.argmin([error.sum() for error in errors]))]
+    for error, penalty in zip(errors, penalties, strict=True):
+        excess = error - best
+        if excess.mean() <= excess.std() / np.sqrt(n):
+            return penalty
+    return penalties[-1]
 
 
 def factorise(response: np.ndarray, slope: np.ndarray, n_programmes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

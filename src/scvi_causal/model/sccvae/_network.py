@@ -104,7 +104,8 @@ def fit_network(
     -------
     (n_tokens, n_genes) what the network explains, zeros for tokens that are no nodes.
     """
-    usable = (module.node_of_token.cpu().numpy() >= 0) & np.isfinite(response).all(1)
+    trained = np.isfinite(response).all(1)
+    usable = (module.node_of_token.cpu().numpy() >= 0) & trained
     explained = np.zeros(response.shape)
     if not usable.any() or module.sem is None:
         return explained
@@ -144,7 +145,15 @@ def fit_network(
         module.sem.weight.copy_(common * prior_weight + deviation)
         module.target_shift[rows] = mean_shift + own
         module.unseen_target_shift.copy_(mean_shift.squeeze())
+        module.unseen_network.copy_(_beyond_own_gene(module, explained)[trained].mean(0))
     return explained
+
+
+def _beyond_own_gene(module: SCCVAEModule, explained: np.ndarray) -> torch.Tensor:
+    """(n_tokens, n_genes) what the network carries to genes other than the one that the token targets."""
+    own = module.node_of_token.cpu().numpy()[:, None] == module.node_of_gene.cpu().numpy()[None]
+    own &= module.node_of_gene.cpu().numpy()[None] >= 0
+    return torch.from_numpy(np.where(own, 0.0, explained))
 
 
 def _own_shift(module: SCCVAEModule, response: torch.Tensor, node: torch.Tensor) -> torch.Tensor:
