@@ -31,6 +31,11 @@ def fit_before_training(model: SCCVAE, rows: np.ndarray) -> None:
     """Fill in features, axes of the cell state, network and programmes from the training cells ``rows``."""
     manager = model.adata_manager
     controls = rows[get_control_mask(manager)[rows]]
+    if len(controls) == len(rows):
+        raise ValueError(
+            f"None of the {len(rows):,} training cells is perturbed: there is no effect to learn. Check the split: "
+            "perturbed cells have to be among 'train'."
+        )
     if not model._has_features():
         model.gene_features_ = expression_features(manager, controls, model._n_components, model._log_normalize)
     if model._preset == "paper":
@@ -59,11 +64,6 @@ def _start_decoder_at_mean(model: SCCVAE, controls: np.ndarray) -> None:
 def _fit_responses(model: SCCVAE, rows: np.ndarray) -> None:
     module = model.module
     found = condition_effects(model.adata_manager, rows, module.n_genes, model._log_normalize)
-    if not len(found.effect):
-        raise ValueError(
-            f"None of the {len(rows):,} training cells is perturbed: there is no effect to learn. Check the split: "
-            "perturbed cells have to be among 'train'."
-        )
     center, axes = context_axes(found.contexts, module.n_state)
     state = (found.contexts[found.context] - center) @ axes
     response, _ = ridge_responses(found.dosage, state, found.effect, found.n_cells)

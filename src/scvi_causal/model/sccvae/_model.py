@@ -265,7 +265,7 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
         if self._has_features():
             described = np.asarray(self._field_state(CAUSAL_KEYS.FEATURES)["feature_tokens"]).astype(str)
         else:
-            described = self._var_names()
+            described = self._var_names() if self._n_components else []
         self._one_hot = {token: i for i, token in enumerate(tokens[~np.isin(tokens, described)])}
 
     def _n_token_features(self) -> int:
@@ -285,7 +285,7 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
         if features is not None:
             return super()._token_features(tokens, features)  # raises: the model was trained without
         matrix, known = np.zeros((len(tokens), self._n_components), dtype=np.float32), np.zeros(len(tokens), dtype=bool)
-        if self.gene_features_ is not None:
+        if self.gene_features_ is not None and self._n_components:
             row_of = {gene: i for i, gene in enumerate(self._var_names())}
             for i, token in enumerate(tokens):
                 if token in row_of:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scvi import REGISTRY_KEYS
 
 from scvi_causal.data import parse_label
 from scvi_causal.data._messages import plural
@@ -224,10 +223,9 @@ class StrengthMixin:
         self.calibrated_tokens_ = np.asarray(list(known), dtype=str)
         self.calibrated_strengths_ = np.asarray(list(known.values()), dtype=float)
         logger.warning(
-            "The strength of %r is now %.3g, calibrated on %s of %s: predictions of it have seen these cells.",
+            "The strength of %r is now %.3g, calibrated on %s: predictions of it have seen these cells.",
             tokens[0],
             best,
             plural(len(rows), "cell"),
-            REGISTRY_KEYS.X_KEY,
         )
         return table
