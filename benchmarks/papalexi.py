@@ -154,27 +154,33 @@ def tabulate(table: pd.DataFrame, order: list[str]) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Run all repetitions of one question and write the page."""
+    """Run all repetitions of one question."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("question", choices=["unseen", "seen"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     options = parser.parse_args()
     screen = load_screen()
     ask = unseen if options.question == "unseen" else seen
-    table = pd.DataFrame([row for seed in options.seeds for row in ask(*screen, seed)])
-    order = [*(UNSEEN if options.question == "unseen" else SEEN), CEILING]
+    rows = []
+    for i, seed in enumerate(options.seeds):
+        rows += ask(*screen, seed)
+        report(options.question, rows, options.seeds[: i + 1])  # there is something to read before all is done
+
+
+def report(question: str, rows: list[dict], seeds: list[int]) -> None:
+    """Write the page and every number."""
+    table = pd.DataFrame(rows)
+    order = [*(UNSEEN if question == "unseen" else SEEN), CEILING]
     axis = table[table["perturbation"].isin(IFNG_AXIS)]
     single = table.groupby(["perturbation", "model"])["pearson_effect"].mean().unstack("model")[order]
     parts = [
-        (TEXT[options.question], None),
+        (TEXT[question], None),
         ("## All 25 perturbations", tabulate(table, order)),
         (f"## The IFN-gamma axis: {', '.join(IFNG_AXIS)}", tabulate(axis, order)),
         ("## Pearson of every perturbation", single),
     ]
-    title = (
-        f"Papalexi: {'unseen perturbations' if options.question == 'unseen' else 'seen perturbations, unseen cells'}"
-    )
-    write_page(f"papalexi_{options.question}", title, parts, options.seeds, table)
+    title = f"Papalexi: {'unseen perturbations' if question == 'unseen' else 'seen perturbations, unseen cells'}"
+    write_page(f"papalexi_{question}", title, parts, seeds, table)
 
 
 if __name__ == "__main__":

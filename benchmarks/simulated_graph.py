@@ -121,12 +121,20 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Run all simulations and write the page."""
+    """Run all simulations."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=int)
     options = parser.parse_args()
-    table = pd.DataFrame([row for seed in options.seeds for row in run(seed, options.epochs)])
+    rows = []
+    for i, seed in enumerate(options.seeds):
+        rows += run(seed, options.epochs)
+        report(rows, options.seeds[: i + 1])  # there is something to read before all is done
+
+
+def report(rows: list[dict], seeds: list[int]) -> None:
+    """Write the page and every number."""
+    table = pd.DataFrame(rows)
     mean = summarise(table)
     spread = pd.concat([summarise(part) for _, part in table.groupby("seed")]).groupby(level=0, sort=False).std()
     each = pd.concat({seed: summarise(part)["pearson others"] for seed, part in table.groupby("seed")}, axis=1)
@@ -138,7 +146,7 @@ def main() -> None:
         ("## Standard deviation over simulations", spread),
         ("## `pearson others` of every simulation", each.rename(columns=lambda seed: f"seed {seed}")),
     ]
-    write_page("simulated_graph", "Simulated screens: the right and the wrong network", parts, options.seeds, table)
+    write_page("simulated_graph", "Simulated screens: the right and the wrong network", parts, seeds, table)
 
 
 if __name__ == "__main__":
