@@ -194,10 +194,6 @@ class CounterfactualMixin:
             for token, has in zip(tokens, described, strict=True)
         ]
 
-    def _samples_latent(self, sample: bool, n_samples: int) -> bool:
-        """Whether latent variables are drawn; a model whose only randomness is in its parameters overrides this."""
-        return sample or n_samples > 1
-
     def _provenance_extras(self, tokens: Sequence[str]) -> dict[str, Any]:
         """What a reader of a prediction of these tokens has to know beyond the common provenance."""
         return {}

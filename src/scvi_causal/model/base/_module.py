@@ -57,6 +57,7 @@ class CausalModule(BaseModuleClass):
         token_inputs: dict[str, Tensor],
         *,
         sample_latent: bool = False,
+        sample_parameters: bool = False,
         generator: torch.Generator | None = None,
     ) -> CounterfactualOutput:
         """Predict each cell of a batch under a target.
@@ -72,6 +73,9 @@ class CausalModule(BaseModuleClass):
             What the model knows about these T tokens, see :meth:`CausalModel._get_token_inputs`; first dimension T.
         sample_latent
             Whether to draw the latent variables instead of using their posterior means.
+        sample_parameters
+            Whether to draw the parameters that carry an uncertainty, such as effects, once for all cells. A single population
+            is predicted with their estimates; several draws show how far these could be off.
         generator
             Source of all randomness. Noise per cell is drawn from it in order; noise that belongs to a *draw of the
             parameters*, and so is shared by all cells, comes from a fresh generator seeded with

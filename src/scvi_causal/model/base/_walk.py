@@ -145,7 +145,8 @@ def evaluate(
             tensors,
             dosage,
             inputs,
-            sample_latent=model._samples_latent(options.sample, options.n_samples),
+            sample_latent=options.sample or options.n_samples > 1,
+            sample_parameters=options.n_samples > 1,
             generator=generator,
         )
         if options.sample and output.distribution is not None:

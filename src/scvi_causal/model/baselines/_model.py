@@ -160,10 +160,6 @@ class BaselineModel(CausalModel):
 
     # ------------------------------------------------------------------ prediction
 
-    def _samples_latent(self, sample: bool, n_samples: int) -> bool:
-        # the only randomness is in the effects; a single population is predicted with their estimates
-        return n_samples > 1
-
     def _perturbation_vectors(
         self, labels: np.ndarray, features: pd.DataFrame | None
     ) -> tuple[np.ndarray, Sequence[str]]:

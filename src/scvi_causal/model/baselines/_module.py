@@ -238,11 +238,13 @@ class BaselineModule(CausalModule):
         token_inputs: dict[str, Tensor],
         *,
         sample_latent: bool = False,
+        sample_parameters: bool = False,
         generator: torch.Generator | None = None,
     ) -> CounterfactualOutput:
         """Shift control cells by the effect of their target. See :meth:`CausalModule.counterfactual`.
 
-        ``sample_latent`` draws the effects from their sampling distribution, one draw for all cells of a target.
+        There is nothing latent; ``sample_parameters`` draws the effects from their sampling distribution, one draw for all
+        cells of a target.
         """
         x = self.expression(tensors)
         strata = self.strata_of(tensors)
@@ -252,7 +254,7 @@ class BaselineModule(CausalModule):
         inputs = {name: value.cpu().numpy() for name, value in token_inputs.items()}
         targets = [_target(doses[i], inputs) for i in first]
         seed = None
-        if sample_latent:
+        if sample_parameters:
             seed = 0 if generator is None else generator.initial_seed()
         effect = self.effect_of(targets, strata[first], seed)[torch.from_numpy(inverse.reshape(-1)).to(self.device)]
         if self.scale == "continuous":

@@ -16,6 +16,7 @@ from scvi_causal.model.sccvae._moments import (
     context_axes,
     denoise,
     factorise,
+    left_out_residuals,
     ridge_on_features,
     ridge_responses,
 )
@@ -78,8 +79,6 @@ def _fit_responses(model: SCCVAE, rows: np.ndarray) -> None:
     explained = fit_network(module, usable, noise, level, _prior_weight(model))
     response, slope = ridge_responses(found.dosage, state, found.effect - found.dosage @ explained, found.n_cells)
     activity, slopes, loadings = factorise(response, slope, module.n_programmes)
-    # an unseen token is predicted from what the seen ones share, without the noise of each
-    model.response_noise_ = noise
     with torch.no_grad():
         for name, value in {
             "state_center": center,
@@ -87,6 +86,7 @@ def _fit_responses(model: SCCVAE, rows: np.ndarray) -> None:
             "loadings": loadings,
             "programme_shift": activity,
             "programme_state": slopes,
+            "response_error": np.sqrt(np.nan_to_num(noise)),
         }.items():
             getattr(module, name).copy_(torch.from_numpy(np.ascontiguousarray(value)))
 
@@ -104,11 +104,14 @@ def fit_feature_map(model: SCCVAE) -> None:
     loadings = module.loadings.double().cpu().numpy()
     shift = module.programme_shift[index].double().cpu().numpy()
     state = module.programme_state[index].double().cpu().numpy()
-    noise = model.response_noise_[index]
-    clean = denoise(shift @ loadings, noise)
+    # an unseen token is predicted from what the seen ones share, without the noise of each
+    clean = denoise(shift @ loadings, module.response_error[index].double().cpu().numpy() ** 2)
     shift = clean @ np.linalg.pinv(loadings)
     outputs = np.concatenate([shift, state.reshape(len(tokens), -1)], axis=1)
     module.unseen_response.copy_(torch.from_numpy(outputs.mean(0)))
+    # before features: how far one token is from the mean of the others
+    n = len(tokens)
+    module.unseen_error.copy_(torch.from_numpy(np.sqrt(((clean - clean.mean(0)) ** 2).mean(0)) * n / max(n - 1, 1)))
     matrix, known = model._coded_features(tokens)
     if known.sum() < 3:
         return
@@ -118,4 +121,7 @@ def fit_feature_map(model: SCCVAE) -> None:
     center, coefficients, _ = ridge_on_features(described, outputs[known], penalty)
     module.feature_center.copy_(torch.from_numpy(center))
     module.feature_map.copy_(torch.from_numpy(coefficients))
+    module.unseen_error.copy_(
+        torch.from_numpy(np.sqrt((left_out_residuals(described, clean[known], penalty) ** 2).mean(0)))
+    )
     logger.info("Features of %d tokens predict responses with a ridge penalty of %.3g.", known.sum(), penalty)

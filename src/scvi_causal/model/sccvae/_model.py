@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -107,7 +108,7 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
         n_hidden: int | None = None,
         n_layers: int = 1,
         dropout_rate: float = 0.0,
-        n_programmes: int = 32,
+        n_programmes: int = 64,
         state_dependent: bool = True,
         gene_likelihood: Literal["auto", "nb", "normal"] = "auto",
         data_type: Literal["auto", "counts", "continuous"] = "auto",
@@ -313,6 +314,7 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
             "features": torch.from_numpy(matrix.astype(np.float32)),
             "has_features": torch.from_numpy(known.astype(np.float32)),
             "strength": torch.from_numpy(self._strength_of(tokens)),
+            "key": torch.tensor([zlib.crc32(token.encode()) for token in tokens], dtype=torch.int64),
         }
         if self._network is not None:
             node_of = {name: i for i, name in enumerate(self._network.names)}

@@ -123,6 +123,9 @@ class SCCVAEModule(CausalModule):
         self.register_buffer("unseen_response", torch.zeros(n_outputs))
         self.register_buffer("unseen_target_shift", torch.zeros(()))
         self.register_buffer("unseen_network", torch.zeros(n_genes))
+        # standard errors of the responses, on the scale of log1p expression
+        self.register_buffer("response_error", torch.zeros(n_tokens, n_genes))
+        self.register_buffer("unseen_error", torch.zeros(n_genes))
         if not refine_responses:
             responses = [self.programme_shift, self.programme_state, self.loadings, self.target_shift]
             for parameter in responses + ([] if self.sem is None else [self.sem.weight]):
@@ -253,6 +256,13 @@ class SCCVAEModule(CausalModule):
             "network": network + silent[:, None] * self.unseen_network,
         }
 
+    def _response_deviation(self, token_inputs: dict[str, Tensor], seed: int) -> Tensor:
+        """(T, genes) a draw of how far the responses of tokens may be off: the same for all cells and batches of a draw."""
+        index, seen = token_inputs["index"].clamp_min(0), token_inputs["seen"]
+        noise = [_noise_of_token(int(key), seed, self.n_genes) for key in token_inputs["key"].tolist()]
+        noise = torch.stack(noise) if noise else torch.zeros(0, self.n_genes)
+        return noise.to(index.device) * torch.where(seen[:, None], self.response_error[index], self.unseen_error)
+
     # ------------------------------------------------------------------ scvi-tools' grammar
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **_: object) -> dict[str, Tensor]:
@@ -345,6 +355,7 @@ class SCCVAEModule(CausalModule):
         token_inputs: dict[str, Tensor],
         *,
         sample_latent: bool = False,
+        sample_parameters: bool = False,
         generator: torch.Generator | None = None,
     ) -> CounterfactualOutput:
         """Abduct the state and the noise of control cells, shift, predict; see :class:`CausalModule`."""
@@ -357,6 +368,9 @@ class SCCVAEModule(CausalModule):
         target = self.perturb(
             eta, self.cell_state(expression), dosage * token_inputs["strength"], self.response_of(token_inputs)
         )
+        if sample_parameters:
+            seed = 0 if generator is None else generator.initial_seed()
+            target = target + dosage @ self._response_deviation(token_inputs, seed)
         if self.gene_likelihood == "nb":
             to_counts = library / NORMALIZED_TOTAL
             counts = AbductedCounts(x, self.rate(eta) * to_counts, self.rate(target) * to_counts, self.dispersion)
@@ -364,6 +378,11 @@ class SCCVAEModule(CausalModule):
         # additive Gaussian noise is abducted as the residual, and carried over
         shifted = expression + (target - eta)
         return CounterfactualOutput(mean=shifted.clamp_min(0.0) if self.log_normalize else shifted, latent=z)
+
+
+def _noise_of_token(key: int, seed: int, n: int) -> Tensor:
+    """(n,) normal noise that belongs to a token and a draw, whatever else is predicted in the same call."""
+    return torch.randn(n, generator=torch.Generator().manual_seed((seed ^ (key * 0x9E3779B1)) % 2**63))
 
 
 def _index(values: Sequence[int] | None, n: int) -> Tensor:

@@ -234,24 +234,33 @@ def ridge_on_features(
     return center, x.T @ dual, penalty
 
 
+def left_out_residuals(features: np.ndarray, response: np.ndarray, penalty: float) -> np.ndarray:
+    """(n_tokens, n_outputs) errors of each token's prediction from the others, in closed form."""
+    x, y = features - features.mean(0), response - response.mean(0)
+    return _left_out(*np.linalg.eigh(x @ x.T), y, penalty)
+
+
+def _left_out(values: np.ndarray, vectors: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
+    n = len(y)
+    if not np.isfinite(penalty):
+        return y * (n / max(n - 1, 1))  # the mean of the others predicts
+    # the mean is estimated too, and takes its share of the leverage
+    hat = (vectors * (values / (values + penalty))) @ vectors.T + 1.0 / n
+    return (y - hat @ y) / (1.0 - np.diag(hat))[:, None]
+
+
 def _leave_one_out_penalty(values: np.ndarray, vectors: np.ndarray, y: np.ndarray, scale: float) -> float:
     """Largest penalty whose leave-one-out error is within one standard error of the least.
 
     Infinite, which is to predict the mean of the others, where features do no better than chance would: with a few tokens
     the least error alone often is chance.
     """
-    n = len(y)
-    errors = [(n / max(n - 1, 1)) ** 2 * (y**2).sum(1)]  # of the mean of the others
-    penalties = [np.inf]
-    for candidate in scale * np.logspace(2, -3, 16) if n > 2 else []:
-        # the mean is estimated too, and takes its share of the leverage
-        hat = (vectors * (values / (values + candidate))) @ vectors.T + 1.0 / n
-        errors.append((((y - hat @ y) / (1.0 - np.diag(hat))[:, None]) ** 2).sum(1))
-        penalties.append(candidate)
+    penalties = [np.inf, *(scale * np.logspace(2, -3, 16))] if len(y) > 2 else [np.inf]
+    errors = [(_left_out(values, vectors, y, penalty) ** 2).sum(1) for penalty in penalties]
     best = errors[int(np.argmin([error.sum() for error in errors]))]
     for error, penalty in zip(errors, penalties, strict=True):
         excess = error - best
-        if excess.mean() <= excess.std() / np.sqrt(n):
+        if excess.mean() <= excess.std() / np.sqrt(len(y)):
             return penalty
     return penalties[-1]
 

@@ -89,6 +89,7 @@ class ProgrammesMixin:
         if method == "leiden":
             import scanpy as sc
 
+            n_threads = torch.get_num_threads()
             sc.pp.neighbors(
                 vectors,
                 n_neighbors=min(n_neighbors, vectors.n_obs - 1),
@@ -100,6 +101,8 @@ class ProgrammesMixin:
                 vectors, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed
             )
             code = vectors.obs["leiden"].astype(int).to_numpy()
+            # numba, which looks for the neighbors, takes all cores and leaves torch with as many
+            torch.set_num_threads(n_threads)
         elif method == "hierarchical":
             from scipy.cluster.hierarchy import fcluster, linkage
 
