@@ -119,6 +119,7 @@ def fit_network(
     node = module.node_of_token.cpu()[rows]
     start = _own_shift(module, y, node)
     sem = module.sem.cpu()
+    regulators = torch.isin(node, sem.edge_index[0]).nonzero().squeeze(1)
     common, deviation = torch.zeros(1, requires_grad=True), torch.zeros(len(prior), requires_grad=True)
     mean_shift, own = start.mean().reshape(1).requires_grad_(), (start - start.mean()).requires_grad_()
     optimizer = torch.optim.Adam([common, deviation, mean_shift, own], lr=0.05)
@@ -126,8 +127,10 @@ def fit_network(
 
     def predict() -> torch.Tensor:
         edges = common * prior_weight + deviation
-        exogenous = torch.zeros(len(rows), sem.n_nodes).scatter(1, node[:, None], (mean_shift + own)[:, None])
-        fold = module._nodes_to_genes(torch.func.functional_call(sem, {"weight": edges}, (exogenous,)))
+        u = torch.zeros(len(rows), sem.n_nodes).scatter(1, node[:, None], (mean_shift + own)[:, None])
+        # most genes of a screen regulate nothing: only the others walk along the edges
+        u = u.index_copy(0, regulators, torch.func.functional_call(sem, {"weight": edges}, (u[regulators],)))
+        fold = module._nodes_to_genes(u)
         if module.log_normalize:
             return torch.log1p(level * fold.clamp(-10, 10).exp()) - torch.log1p(level)
         return fold
