@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scvi
+import torch
 from scipy.sparse import csr_matrix
 
 from scvi_causal import SCCVAE
@@ -33,6 +34,14 @@ def make_counts(labels, n_genes=12, seed=0, rate=3.0) -> ad.AnnData:
     counts[:, 0] += 1
     obs = pd.DataFrame({"perturbation": np.asarray(labels, dtype=object)}, index=[f"c{i}" for i in range(len(labels))])
     return ad.AnnData(csr_matrix(counts), obs=obs, var=pd.DataFrame(index=[f"g{i:02d}" for i in range(n_genes)]))
+
+
+@pytest.fixture(autouse=True)
+def _torch_seed():
+    """Random tensors are the same in every run, and leave no trace."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 @pytest.fixture(scope="session")
