@@ -32,7 +32,7 @@ def effect_of(model, label, **kwargs) -> np.ndarray:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "papper"}, "'papper' is neither"),
+        ({"preset": "papper"}, "'papper' is not one of"),
         ({"graph": "dense"}, "'dense' is not one of"),
         ({"graph": "prior"}, "graph='prior' needs a network.*uns\\['grn'\\].*graph='none'"),
         ({"graph": "random"}, "none is registered"),

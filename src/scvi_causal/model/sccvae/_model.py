@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,18 @@ from scvi_causal.model.base import CausalModel
 from scvi_causal.model.sccvae._fit import fit_before_training, fit_feature_map
 from scvi_causal.model.sccvae._module import SCCVAEModule
 from scvi_causal.model.sccvae._network import Network, build_network
+from scvi_causal.model.sccvae._options import (
+    DEFAULT_SIZES,
+    PAPER_SIZES,
+    DataType,
+    GeneLikelihood,
+    Graph,
+    Preset,
+    check_choice,
+    resolve_graph,
+    resolve_likelihood,
+    upper_triangular,
+)
 from scvi_causal.model.sccvae._programmes import ProgrammesMixin
 from scvi_causal.model.sccvae._published import PublishedSCCVAEModule
 from scvi_causal.model.sccvae._strength import StrengthMixin
@@ -29,9 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Graph = Literal["auto", "prior", "random", "full", "none"]
-_PAPER = {"n_latent": 512, "n_hidden": 1024, "graph": "full", "n_features": 50}
-_DEFAULT = {"n_latent": 20, "n_hidden": 128, "graph": "auto", "n_features": 50}
 _PUBLISHED_DENSITY = 0.03  # of the random graphs of the paper
 
 
@@ -102,7 +111,7 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
         self,
         adata: AnnData | None = None,
         registry: dict | None = None,
-        preset: Literal["recommended", "paper"] = "recommended",
+        preset: Preset = "recommended",
         graph: Graph | None = None,
         n_latent: int | None = None,
         n_hidden: int | None = None,
@@ -110,21 +119,23 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
         dropout_rate: float = 0.0,
         n_programmes: int = 64,
         state_dependent: bool = True,
-        gene_likelihood: Literal["auto", "nb", "normal"] = "auto",
-        data_type: Literal["auto", "counts", "continuous"] = "auto",
+        gene_likelihood: GeneLikelihood = "auto",
+        data_type: DataType = "auto",
         n_features: int | None = None,
         graph_seed: int = 0,
         refine_responses: bool = False,
     ):
         super().__init__(adata, registry)
-        if preset not in ("recommended", "paper"):
-            raise ValueError(f"preset={preset!r} is neither 'recommended' nor 'paper'.")
-        sizes = _PAPER if preset == "paper" else _DEFAULT
+        check_choice("preset", preset, get_args(Preset))
+        check_choice("gene_likelihood", gene_likelihood, get_args(GeneLikelihood))
+        check_choice("data_type", data_type, get_args(DataType))
+        check_choice("graph", graph or "auto", get_args(Graph))
+        sizes = PAPER_SIZES if preset == "paper" else DEFAULT_SIZES
         n_latent, n_hidden = n_latent or sizes["n_latent"], n_hidden or sizes["n_hidden"]
         n_features = sizes["n_features"] if n_features is None else n_features
         data_type = self._resolve_data_type(data_type)
-        gene_likelihood = _resolve_likelihood(gene_likelihood, data_type, preset)
-        graph = self._resolve_graph(graph or sizes["graph"], preset)
+        gene_likelihood = resolve_likelihood(gene_likelihood, data_type, preset)
+        graph = resolve_graph(graph or sizes["graph"], preset, self.summary_stats.n_grn_edges > 0)
         self._preset, self._log_normalize, self._n_components = preset, data_type == "counts", n_features
         self._set_tokens()
         self._network = self._build_network(graph, graph_seed) if preset == "recommended" else None
@@ -171,8 +182,6 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
     # ------------------------------------------------------------------ construction
 
     def _resolve_data_type(self, data_type: str) -> str:
-        if data_type not in ("auto", "counts", "continuous"):
-            raise ValueError(f"data_type={data_type!r} is not one of 'auto', 'counts', 'continuous'.")
         if data_type == "auto":
             if self.adata is None:
                 raise ValueError(
@@ -182,26 +191,6 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
             whole = not (scan.n_negative or scan.n_fractional)
             data_type = "counts" if whole else "continuous"
         return data_type
-
-    def _resolve_graph(self, graph: str, preset: str) -> str:
-        if graph not in ("auto", "prior", "random", "full", "none"):
-            raise ValueError(f"graph={graph!r} is not one of 'auto', 'prior', 'random', 'full', 'none'.")
-        registered = self.summary_stats.n_grn_edges > 0
-        if graph == "auto":
-            return "prior" if registered else "none"
-        if graph == "prior" and not registered:
-            raise ValueError(
-                "graph='prior' needs a network, and none is registered: put an edge list (source, target, weight) in "
-                "adata.uns['grn'] and run SCCVAE.setup_anndata(adata) again, or use graph='none'."
-            )
-        if graph == "random" and not registered and preset == "recommended":
-            raise ValueError("graph='random' rewires the registered network, and none is registered; use graph='none'.")
-        if graph == "full" and preset == "recommended":
-            raise ValueError(
-                "graph='full' is a graph among latent nodes, which the decoder can absorb, so that it says nothing; it exists "
-                "with preset='paper'. Use graph='prior' with a registered network, or graph='none'."
-            )
-        return graph
 
     def _build_network(self, graph: str, seed: int) -> Network | None:
         if graph == "none":
@@ -228,7 +217,7 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
                 f"The network has {len(network.names)} nodes, and n_latent={n_nodes} leaves no room for them; pass "
                 f"n_latent={len(network.names)} or more, or a smaller network."
             )
-        return _upper_triangular(network, n_nodes)
+        return upper_triangular(network, n_nodes)
 
     def _n_state(self) -> int:
         """Axes along which responses may differ: one fewer than contexts, ten at the most."""
@@ -385,32 +374,3 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
         table = pd.DataFrame({"source": names[source], "target": names[target], "weight": weight, "prior": prior})
         table = table[table["weight"].abs() >= (threshold or 0.0)]
         return table.sort_values("weight", key=np.abs, ascending=False, kind="stable").reset_index(drop=True)
-
-
-def _resolve_likelihood(gene_likelihood: str, data_type: str, preset: str) -> str:
-    if gene_likelihood not in ("auto", "nb", "normal"):
-        raise ValueError(f"gene_likelihood={gene_likelihood!r} is not one of 'auto', 'nb', 'normal'.")
-    if preset == "paper":
-        if gene_likelihood == "nb":
-            raise ValueError(
-                "preset='paper' has the published squared error on log data; use gene_likelihood='normal' or the default preset."
-            )
-        return "normal"
-    if gene_likelihood == "nb" and data_type == "continuous":
-        raise ValueError(
-            "gene_likelihood='nb' needs raw counts, and the data have negative or fractional values. Register the layer with "
-            "the counts (layer=), or use gene_likelihood='normal'."
-        )
-    return ("nb" if data_type == "counts" else "normal") if gene_likelihood == "auto" else gene_likelihood
-
-
-def _upper_triangular(network: Network, n_nodes: int) -> Tensor:
-    """Mask of a network whose nodes are put in topological order."""
-    import igraph
-
-    graph = igraph.Graph(n=len(network.names), edges=network.edge_index.T.tolist(), directed=True)
-    place = np.empty(len(network.names), dtype=np.int64)
-    place[graph.topological_sorting()] = np.arange(len(place))
-    mask = torch.zeros(n_nodes, n_nodes)
-    mask[place[network.edge_index[0]], place[network.edge_index[1]]] = 1.0
-    return mask
