@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# arguments for pip, e.g. an index with CPU-only torch wheels: PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# arguments for pip, e.g. an index with torch wheels that bring no CUDA along
 PIP_ARGS ?=
 # arguments for pytest, the demo, sphinx or ruff, whichever target runs
 ARGS ?=

@@ -30,6 +30,16 @@ grn_key
 perturbation_features_key
     Key of ``adata.uns`` with a DataFrame of features per token (index: tokens, columns: strings), or of ``adata.varm``
     with features per gene.""",
+    "param_batch_key": """\
+batch_key
+    Column of ``adata.obs`` with the batch. Effects are taken within batches, and decoders may correct for it.""",
+    "param_cat_cov_keys": """\
+categorical_covariate_keys
+    Columns of ``adata.obs`` that are held fixed: cell type, donor, stimulation ... Together with the batch they are the
+    strata within which perturbed cells are compared with controls.""",
+    "param_cont_cov_keys": """\
+continuous_covariate_keys
+    Numeric columns of ``adata.obs`` that are registered for models that use them.""",
     "param_size_factor": """\
 size_factor_key
     Column of ``adata.obs`` with the library of each cell, in counts. Give it when the genes in ``adata`` are a panel cut
