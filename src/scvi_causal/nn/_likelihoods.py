@@ -25,15 +25,15 @@ def nb_log_likelihood(counts: Tensor, mean: Tensor, inverse_dispersion: Tensor) 
     -------
     (cells,)
     """
-    theta = inverse_dispersion
-    log_total = torch.log(theta + mean)
-    every = (theta * (torch.log(theta) - log_total)).sum(-1)
-    row, gene = counts.nonzero(as_tuple=True)
-    y, t = counts[row, gene], theta[gene]
-    some = y * (torch.log(mean[row, gene]) - log_total[row, gene]) + torch.lgamma(y + t) - torch.lgamma(t)
+    theta, n_genes = inverse_dispersion, counts.shape[-1]
+    every = torch.log1p(mean / theta) @ theta
+    place = counts.reshape(-1).nonzero().squeeze(1)
+    row, gene = place // n_genes, place % n_genes
+    y, mu, t = counts.reshape(-1)[place], mean.reshape(-1).index_select(0, place), theta.index_select(0, gene)
+    some = y * torch.log(mu / (mu + t)) + torch.lgamma(y + t) - torch.lgamma(theta).index_select(0, gene)
     with torch.no_grad():
         constant = torch.lgamma(y + 1.0)
-    return every.index_add(0, row, some - constant)
+    return (-every).index_add(0, row, some - constant)
 
 
 class AbductedCounts:

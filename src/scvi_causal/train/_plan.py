@@ -173,4 +173,16 @@ class CausalTrainingPlan(TrainingPlan):
             return
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         for clipped in [[p] for p in params] if self.clip_per_tensor else [params]:
-            torch.nn.utils.clip_grad_norm_(clipped, self.gradient_clip_val)
+            _clip_norm(clipped, self.gradient_clip_val)
+
+
+def _clip_norm(params: list[torch.nn.Parameter], largest: float) -> None:
+    """``torch.nn.utils.clip_grad_norm_``, without its pass over gradients that are short enough."""
+    if any(p.device.type != "cpu" for p in params):  # looking at the norm would wait for the device
+        torch.nn.utils.clip_grad_norm_(params, largest)
+        return
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p.grad) for p in params]))
+    scale = largest / (norm + 1e-6)
+    if scale < 1.0:
+        for p in params:
+            p.grad.mul_(scale)
