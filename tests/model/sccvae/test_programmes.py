@@ -59,7 +59,7 @@ def test_modules_of_chosen_perturbations(grouped):
 def test_modules_that_cannot_be(grouped):
     with pytest.raises(ValueError, match="at least 3 perturbations, and there are 2"):
         grouped.get_modules(["a1", "b1"])
-    with pytest.raises(ValueError, match="'kmeans' is neither"):
+    with pytest.raises(ValueError, match="method='kmeans'"):
         grouped.get_modules(method="kmeans")
 
 

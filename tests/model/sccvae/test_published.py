@@ -49,6 +49,26 @@ def run(module, tensors, **loss_kwargs):
 # ---------------------------------------------------------------------- the equations
 
 
+def test_training_and_inference_follow_the_equation():
+    """u = (z + c p)(I - B)^-1 by the explicit inverse, with strengths of both signs, one and two tokens."""
+    module = make_module()
+    tensors = make_tensors([0, 1, None])
+    tensors["perturbation"] = torch.tensor([[1.0, 0, 0], [0, 1, 0], [2, 1, 1]], dtype=torch.float64).repeat_interleave(
+        4, 0
+    )
+    inferred, generated, _ = run(module, tensors)
+    strength, features = module.strength, module.token_features
+    direction = torch.softmax(module.shift_encoder(features), 1)
+    inverse = torch.linalg.inv(torch.eye(N_NODES, dtype=torch.float64) - module.sem.weight.triu(1))
+    by_hand = lambda z, dosage: module.decoder((z + (dosage * strength) @ direction) @ inverse).detach()
+    z, dosage = inferred["z"], tensors["perturbation"]
+    np.testing.assert_allclose(generated["prediction"].detach(), by_hand(z, dosage), atol=1e-13)
+    np.testing.assert_allclose(generated["reconstruction"].detach(), by_hand(z, 0 * dosage), atol=1e-13)
+    inputs = {"strength": strength, "features": features}
+    found = module.counterfactual({"X": tensors["control_X"]}, dosage, inputs)
+    np.testing.assert_allclose(found.mean.detach(), by_hand(inferred["qz_mean"], dosage), atol=1e-13)
+
+
 def test_p05_no_strength_is_the_reconstruction():
     module = make_module()
     module.strength.data.zero_()
