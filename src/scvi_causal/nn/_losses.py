@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def gaussian_mmd(x: Tensor, y: Tensor, bandwidths: Tensor) -> Tensor:
     r"""Squared maximum mean discrepancy under a sum of Gaussian kernels, group by group.
 
-    The biased V-statistic with :math:`k(a, b) = \sum_i \exp(-\|a - b\|^2 / \sigma_i)`. Squared distances come from one
-    Gram matrix of the stacked cells: nothing of the size cells x cells x genes is made.
+    The biased V-statistic with :math:`k(a, b) = \sum_i \exp(-\|a - b\|^2 / \sigma_i)`. Squared distances come from
+    Gram matrices: nothing of the size cells x cells x genes is made.
 
     Parameters
     ----------
@@ -34,23 +34,18 @@ def gaussian_mmd(x: Tensor, y: Tensor, bandwidths: Tensor) -> Tensor:
     >>> float(gaussian_mmd(x, x, torch.tensor([1.0])))
     0.0
     """
-    n = x.shape[-2]
-    cells = torch.cat([x, y], dim=-2)
     # distances do not change with the origin, and the Gram form loses digits far from it
-    cells = cells - cells.mean(-2, keepdim=True).detach()
-    gram = cells @ cells.transpose(-1, -2)
-    norm = gram.diagonal(dim1=-2, dim2=-1)
-    distance = (norm.unsqueeze(-1) + norm.unsqueeze(-2) - 2 * gram).clamp_min(0.0)
-    kernel = _sum_of_gaussians(distance, bandwidths)
-    within_x, within_y = kernel[..., :n, :n].mean((-2, -1)), kernel[..., n:, n:].mean((-2, -1))
-    return (within_x + within_y - 2 * kernel[..., :n, n:].mean((-2, -1))).clamp_min(0.0)
+    origin = torch.cat([x, y], dim=-2).mean(-2, keepdim=True).detach()
+    x, y = x - origin, y - origin
+    within, between = _mean_kernel(x, x, bandwidths) + _mean_kernel(y, y, bandwidths), _mean_kernel(x, y, bandwidths)
+    return (within - 2 * between).clamp_min(0.0)
 
 
-def _sum_of_gaussians(distance: Tensor, bandwidths: Tensor) -> Tensor:
-    total = torch.zeros_like(distance)
-    for bandwidth in bandwidths:
-        total = total + torch.exp(-distance / bandwidth)
-    return total
+def _mean_kernel(x: Tensor, y: Tensor, bandwidths: Tensor) -> Tensor:
+    """(...) mean over all pairs of cells of x and y."""
+    norm_x, norm_y = x.square().sum(-1).unsqueeze(-1), y.square().sum(-1).unsqueeze(-2)
+    distance = (norm_x + norm_y - 2 * (x @ y.transpose(-1, -2))).clamp_min(0.0)
+    return torch.exp(-distance.unsqueeze(-1) / bandwidths).sum(-1).mean((-2, -1))
 
 
 def kl_standard_normal(mean: Tensor, variance: Tensor) -> Tensor:
