@@ -10,6 +10,7 @@ of its CPU-seconds: with more threads, or by the wall clock, a busy neighbour wo
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import logging
 import multiprocessing
@@ -275,6 +276,7 @@ def measure_memory(n_cells: int) -> dict[str, float]:
 
 def peak(function) -> float:
     """MB by which the resident memory rises at the most (Linux)."""
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not there to be used again
     Path("/proc/self/clear_refs").write_text("5")  # start the high-water mark anew
     before = memory("VmRSS")
     function()
@@ -392,12 +394,21 @@ def report(results: dict[str, list[dict]]) -> str:
     return "\n".join(lines)
 
 
-def header() -> str:
-    commit = subprocess.run(["git", "-C", HERE, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+def commit() -> str:
+    """Commit that is measured, and whether the package differs from it."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", HERE.parent, *args], capture_output=True, text=True).stdout.strip()
+
+    changed = " with uncommitted changes" if git("status", "--porcelain", "src") else ""
+    return git("rev-parse", "--short", "HEAD") + changed
+
+
+def header(measured: str) -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "scvi-tools", "lightning", "anndata", "numpy"))
     return (
         "# Speed\n\n"
-        f"`python benchmarks/speed.py`, seed {SEED}, commit {commit.stdout.strip()}, Python {platform.python_version()}, "
+        f"`python benchmarks/speed.py`, seed {SEED}, commit {measured}, Python {platform.python_version()}, "
         f"{packages}; {platform.machine()}, CPU only.\n\n"
         f"One thread, competitors alternated over at least {ROUNDS} rounds, minimum of CPU-seconds.\n\n"
     )
@@ -411,11 +422,12 @@ def main() -> None:
     if args.in_process:
         run_part(args.part[0])
         return
+    measured = commit()
     results = {name: collect(name) for name in args.part or PARTS}
     print(report(results))
     if args.part is None:
         (HERE / "results").mkdir(exist_ok=True)
-        (HERE / "results" / "speed.md").write_text(header() + report(results))
+        (HERE / "results" / "speed.md").write_text(header(measured) + report(results))
 
 
 if __name__ == "__main__":
