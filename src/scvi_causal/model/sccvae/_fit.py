@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ from scvi_causal.dataloaders import get_control_mask
 from scvi_causal.model.base._group_moments import group_moments, iterate_expression
 from scvi_causal.model.sccvae._features import expression_features
 from scvi_causal.model.sccvae._moments import (
+    ConditionEffects,
     condition_effects,
     context_axes,
     denoise,
@@ -24,12 +26,18 @@ from scvi_causal.model.sccvae._network import fit_network
 
 if TYPE_CHECKING:
     from scvi_causal.model.sccvae._model import SCCVAE
+    from scvi_causal.model.sccvae._module import SCCVAEModule
 
 logger = logging.getLogger(__name__)
 
 
-def fit_before_training(model: SCCVAE, rows: np.ndarray) -> None:
-    """Fill in features, axes of the cell state, network and programmes from the training cells ``rows``."""
+def fit_before_training(model: SCCVAE, rows: np.ndarray) -> Responses | None:
+    """Fill in features, axes of the cell state, network and programmes from the training cells ``rows``.
+
+    Returns
+    -------
+    What the responses were estimated from; ``None`` for the published model, which estimates nothing beforehand.
+    """
     manager = model.adata_manager
     controls = rows[get_control_mask(manager)[rows]]
     if len(controls) == len(rows):
@@ -42,9 +50,9 @@ def fit_before_training(model: SCCVAE, rows: np.ndarray) -> None:
     if model._preset == "paper":
         matrix, _ = model._coded_features(list(model._vocabulary.tokens))
         model.module.token_features.copy_(torch.from_numpy(matrix.astype(np.float32)))
-        return
+        return None
     _start_decoder_at_mean(model, controls)
-    _fit_responses(model, rows)
+    return _fit_responses(model, rows)
 
 
 def _start_decoder_at_mean(model: SCCVAE, controls: np.ndarray) -> None:
@@ -62,7 +70,32 @@ def _start_decoder_at_mean(model: SCCVAE, controls: np.ndarray) -> None:
             module.log_dispersion.copy_(torch.from_numpy(np.log(variance + 1e-4)))
 
 
-def _fit_responses(model: SCCVAE, rows: np.ndarray) -> None:
+@dataclass
+class Responses:
+    """Responses estimated from population means, and what they were estimated from.
+
+    Parameters
+    ----------
+    found
+        Contrasts of the training conditions.
+    state
+        (n_rows, n_state) place of the context of each row on the axes of the cell state.
+    effect
+        (n_rows, n_genes) effects that programmes have to explain: what the network does not.
+    """
+
+    found: ConditionEffects
+    state: np.ndarray
+    effect: np.ndarray
+
+    def fill(self, module: SCCVAEModule) -> None:
+        """Estimate the programmes of the module."""
+        response, slope = ridge_responses(self.found.dosage, self.state, self.effect, self.found.n_cells)
+        activity, slopes, loadings = factorise(response, slope, module.n_programmes)
+        _copy(module, loadings=loadings, programme_shift=activity, programme_state=slopes)
+
+
+def _fit_responses(model: SCCVAE, rows: np.ndarray) -> Responses:
     module = model.module
     found = condition_effects(model.adata_manager, rows, module.n_genes, model._log_normalize)
     center, axes = context_axes(found.contexts, module.n_state)
@@ -74,21 +107,18 @@ def _fit_responses(model: SCCVAE, rows: np.ndarray) -> None:
     for token in np.flatnonzero(seen):
         mine = found.dosage[:, token] != 0
         noise[token] = 1.0 / (1.0 / np.maximum(found.variance[mine], 1e-12)).sum(0)
-    level = found.control.mean(0)
     usable = np.where(seen[:, None], response, np.nan)
-    explained = fit_network(module, usable, noise, level, _prior_weight(model))
-    response, slope = ridge_responses(found.dosage, state, found.effect - found.dosage @ explained, found.n_cells)
-    activity, slopes, loadings = factorise(response, slope, module.n_programmes)
-    with torch.no_grad():
-        for name, value in {
-            "state_center": center,
-            "state_axes": axes,
-            "loadings": loadings,
-            "programme_shift": activity,
-            "programme_state": slopes,
-            "response_error": np.sqrt(np.nan_to_num(noise)),
-        }.items():
-            getattr(module, name).copy_(torch.from_numpy(np.ascontiguousarray(value)))
+    explained = fit_network(module, usable, noise, found.control.mean(0), _prior_weight(model))
+    responses = Responses(found, state, found.effect - found.dosage @ explained)
+    _copy(module, state_center=center, state_axes=axes, response_error=np.sqrt(np.nan_to_num(noise)))
+    responses.fill(module)
+    return responses
+
+
+@torch.no_grad()
+def _copy(module: SCCVAEModule, **arrays: np.ndarray) -> None:
+    for name, array in arrays.items():
+        getattr(module, name).copy_(torch.from_numpy(np.ascontiguousarray(array)))
 
 
 def _prior_weight(model: SCCVAE) -> np.ndarray:

@@ -15,7 +15,8 @@ from scvi_causal._constants import CAUSAL_KEYS
 from scvi_causal.data import degree_matched_random_grn
 from scvi_causal.data._scan import scan_matrix
 from scvi_causal.model.base import CausalModel
-from scvi_causal.model.sccvae._fit import fit_before_training, fit_feature_map
+from scvi_causal.model.sccvae._calibrate import calibrate_responses
+from scvi_causal.model.sccvae._fit import Responses, fit_before_training, fit_feature_map
 from scvi_causal.model.sccvae._module import SCCVAEModule
 from scvi_causal.model.sccvae._network import Network, build_network
 from scvi_causal.model.sccvae._options import (
@@ -173,6 +174,7 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
         self._set_training_defaults(preset)
         # the published default features, of genes; filled from the training controls
         self.gene_features_: np.ndarray | None = None
+        self._responses: Responses | None = None
         self._model_summary_string = (
             f"SCCVAE with preset: {preset}, graph: {graph}, gene_likelihood: {gene_likelihood}, n_latent: {n_latent}, "
             f"n_hidden: {n_hidden}."
@@ -319,16 +321,18 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
 
     def _before_training(self, train_idx: np.ndarray) -> None:
         """Estimate what population means determine: features, network, programmes."""
-        if self.is_trained_:
-            return
-        fit_before_training(self, np.sort(np.asarray(train_idx)))
+        if not self.is_trained_:
+            self._responses = fit_before_training(self, np.sort(np.asarray(train_idx)))
 
     def _after_training(self) -> None:
-        """Learn from the training tokens how responses follow from features."""
-        if self._preset == "recommended":
-            fit_feature_map(self)
-        else:
+        """Calibrate the responses on drawn cells, and learn from the training tokens how they follow from features."""
+        if self._preset == "paper":
             self._set_unseen_strength()
+            return
+        if self._responses is not None and self._log_normalize and not self.module.programme_shift.requires_grad:
+            calibrate_responses(self, self._responses, np.sort(np.asarray(self.train_indices)))
+        self._responses = None
+        fit_feature_map(self)
 
     # ------------------------------------------------------------------ the graph
 

@@ -370,7 +370,7 @@ class SCCVAEModule(CausalModule):
         )
         if sample_parameters:
             seed = 0 if generator is None else generator.initial_seed()
-            target = target + dosage @ self._response_deviation(token_inputs, seed)
+            target = target + (dosage * token_inputs["strength"]) @ self._response_deviation(token_inputs, seed)
         if self.gene_likelihood == "nb":
             to_counts = library / NORMALIZED_TOTAL
             counts = AbductedCounts(x, self.rate(eta) * to_counts, self.rate(target) * to_counts, self.dispersion)

@@ -50,8 +50,20 @@ class ConditionEffects:
     contexts: np.ndarray
 
 
-def condition_effects(manager: AnnDataManager, rows: np.ndarray, n_genes: int, log_normalize: bool) -> ConditionEffects:
-    """Contrasts within strata (batches too), averaged over the batches of a context by precision."""
+def condition_effects(
+    manager: AnnDataManager, rows: np.ndarray, n_genes: int, log_normalize: bool, of_logs: bool = False
+) -> ConditionEffects:
+    """Contrasts within strata (batches too), averaged over the batches of a context by precision.
+
+    Parameters
+    ----------
+    manager, rows, n_genes
+        Data, training cells, number of genes.
+    log_normalize
+        Whether the data are counts.
+    of_logs
+        For counts: differences of the mean of logs, instead of the log of means.
+    """
     dosage = csr_matrix(manager.get_from_registry(CAUSAL_KEYS.PERTURBATION))[rows]
     codes, conditions = condition_codes(dosage)
     control = np.diff(conditions.indptr) == 0
@@ -59,11 +71,12 @@ def condition_effects(manager: AnnDataManager, rows: np.ndarray, n_genes: int, l
     _, stratum = np.unique(get_strata(manager)[rows], return_inverse=True)
     n_strata = stratum.max() + 1
     keys, groups = np.unique(codes * n_strata + stratum, return_inverse=True)
-    scale = "normalized" if log_normalize else "continuous"
+    log_of_means = log_normalize and not of_logs
+    scale = "normalized" if log_of_means else "log1p" if log_normalize else "continuous"
     moments = group_moments(iterate_expression(manager, rows, scale), groups, len(keys), n_genes)
     context_of_stratum = np.zeros(n_strata, dtype=np.int64)
     context_of_stratum[stratum] = context
-    table = _contrasts(moments, keys // n_strata, keys % n_strata, control, context_of_stratum, log_normalize)
+    table = _contrasts(moments, keys // n_strata, keys % n_strata, control, context_of_stratum, log_of_means)
     condition, where, *arrays = table
     is_control = control[codes]
     scale = "log1p" if log_normalize else "continuous"

@@ -148,15 +148,16 @@ def fit_network(
         module.sem.weight.copy_(common * prior_weight + deviation)
         module.target_shift[rows] = mean_shift + own
         module.unseen_target_shift.copy_(mean_shift.squeeze())
-        module.unseen_network.copy_(_beyond_own_gene(module, explained)[trained].mean(0))
+        fold = torch.zeros(len(trained), module.n_genes)
+        fold[rows] = module.network_response(module.target_shift[rows], node)
+        module.unseen_network.copy_(_beyond_own_gene(module, fold)[trained].mean(0))
     return explained
 
 
-def _beyond_own_gene(module: SCCVAEModule, explained: np.ndarray) -> torch.Tensor:
+def _beyond_own_gene(module: SCCVAEModule, fold: torch.Tensor) -> torch.Tensor:
     """(n_tokens, n_genes) what the network carries to genes other than the one that the token targets."""
-    own = module.node_of_token.cpu().numpy()[:, None] == module.node_of_gene.cpu().numpy()[None]
-    own &= module.node_of_gene.cpu().numpy()[None] >= 0
-    return torch.from_numpy(np.where(own, 0.0, explained))
+    own = module.node_of_token[:, None] == module.node_of_gene[None]
+    return fold.masked_fill((own & (module.node_of_gene[None] >= 0)).cpu(), 0.0)
 
 
 def _own_shift(module: SCCVAEModule, response: torch.Tensor, node: torch.Tensor) -> torch.Tensor:

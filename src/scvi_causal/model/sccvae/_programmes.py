@@ -54,7 +54,7 @@ class ProgrammesMixin:
         perturbations
             Labels; by default all conditions of the training cells but the control.
         method
-            ``"leiden"`` on a graph of nearest neighbours by cosine (needs the ``igraph`` package), or ``"hierarchical"``:
+            ``"leiden"`` on a graph of nearest neighbours by cosine, or ``"hierarchical"``:
             average linkage of cosine distances, cut into ``n_modules``.
         n_modules
             Number of modules of the hierarchical method; by default the square root of the number of perturbations.
@@ -88,21 +88,15 @@ class ProgrammesMixin:
         size = np.linalg.norm(vectors.X, axis=1)
         if method == "leiden":
             import scanpy as sc
+            from sklearn.neighbors import kneighbors_graph
 
-            n_threads = torch.get_num_threads()
-            sc.pp.neighbors(
-                vectors,
-                n_neighbors=min(n_neighbors, vectors.n_obs - 1),
-                use_rep="X",
-                metric="cosine",
-                random_state=seed,
-            )
-            sc.tl.leiden(
-                vectors, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed
-            )
+            # exact neighbours: there are few perturbations, and approximate ones would start threads of their own
+            near = kneighbors_graph(vectors.X, min(n_neighbors, vectors.n_obs - 1), mode="distance", metric="cosine")
+            near.data = np.clip(1.0 - near.data, 0.0, None)  # effects at right angles are not alike, nor are opposite ones
+            near.eliminate_zeros()
+            options = {"resolution": resolution, "flavor": "igraph", "n_iterations": 2, "directed": False}
+            sc.tl.leiden(vectors, adjacency=near.maximum(near.T), random_state=seed, **options)
             code = vectors.obs["leiden"].astype(int).to_numpy()
-            # numba, which looks for the neighbors, takes all cores and leaves torch with as many
-            torch.set_num_threads(n_threads)
         elif method == "hierarchical":
             from scipy.cluster.hierarchy import fcluster, linkage
 

@@ -149,7 +149,7 @@ class StrengthMixin:
         import anndata
 
         parts = []
-        for strength in strengths:
+        for strength in pd.unique(np.asarray(strengths, dtype=float)):
             with self._with_strength(strength):
                 part = self.predict_counterfactual(
                     [perturbation], indices=indices, output=output, sample=sample, seed=seed

@@ -1,0 +1,77 @@
+"""Responses adjusted until the cells that the model draws have the means that were observed in the training conditions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scvi import settings
+
+from scvi_causal.dataloaders import get_control_mask, get_strata
+from scvi_causal.model.base._request import PredictOptions
+from scvi_causal.model.base._scales import to_log1p
+from scvi_causal.model.base._sources import SourceReader
+from scvi_causal.model.base._walk import evaluate, library_of
+from scvi_causal.model.sccvae._moments import condition_effects
+
+if TYPE_CHECKING:
+    from scvi_causal.model.sccvae._fit import Responses
+    from scvi_causal.model.sccvae._model import SCCVAE
+
+_N_ROUNDS = 2
+_MOST_CELLS = 400  # per condition and round
+_FEWEST_CELLS = 100
+_ALL_CELLS = 100_000  # per round
+
+
+@torch.inference_mode()
+def calibrate_responses(model: SCCVAE, responses: Responses, rows: np.ndarray) -> None:
+    """Add to each training condition what the mean of its drawn cells lacks, and estimate the responses again.
+
+    The responses are estimated from the log of mean expression, while cells are compared by the mean of their logs; the two
+    differ by what the dispersion does, which is known only once the cell model is trained. Training cells only.
+
+    Parameters
+    ----------
+    model
+        Trained, apart from this.
+    responses
+        Estimates from population means; refilled.
+    rows
+        Training cells.
+    """
+    module, manager = model.module, model.adata_manager
+    observed = condition_effects(manager, rows, module.n_genes, model._log_normalize, of_logs=True).effect
+    controls = rows[get_control_mask(manager)[rows]]
+    _, context = np.unique(get_strata(manager, with_batch=False)[rows], return_inverse=True)
+    context = context[get_control_mask(manager)[rows]]
+    reader = SourceReader(model, model.adata)
+    rng = np.random.default_rng([settings.seed or 0, 3])
+    n_cells = int(np.clip(_ALL_CELLS // len(observed), _FEWEST_CELLS, _MOST_CELLS))
+    module.eval()
+    for _ in range(_N_ROUNDS):
+        lacking = np.empty_like(observed)
+        for row, effect in enumerate(observed):
+            here = controls[context == responses.found.context[row]]
+            cells = rng.permutation(here if len(here) else controls)[:n_cells]
+            drawn = _drawn_effect(model, reader, cells, responses.found.dosage[row], int(rng.integers(2**62)))
+            lacking[row] = effect - drawn
+        responses.effect = responses.effect + lacking
+        responses.fill(module)
+
+
+def _drawn_effect(model: SCCVAE, reader: SourceReader, cells: np.ndarray, dosage: np.ndarray, seed: int) -> np.ndarray:
+    """(n_genes,) change of the mean log1p expression of control cells under a dosage of the vocabulary's tokens."""
+    used = np.flatnonzero(dosage)
+    device = model.module.device
+    inputs = model._get_token_inputs([model._vocabulary.tokens[i] for i in used], None)
+    inputs = {key: value.to(device) for key, value in inputs.items()}
+    tensors = reader.read(cells)
+    library = library_of(model, tensors)
+    target = torch.from_numpy(dosage[used]).float().to(device).expand(len(cells), -1)
+    options = PredictOptions("log1p", sample=True, n_samples=1, seed=seed)
+    generator = torch.Generator(device).manual_seed(seed)
+    drawn = to_log1p(evaluate(model, tensors, target, inputs, options, generator), model.module.scale, library)
+    before = model.module.log_expression(tensors["X"], library)
+    return (drawn - before).mean(0).double().cpu().numpy()
