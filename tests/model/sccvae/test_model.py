@@ -145,7 +145,7 @@ def test_what_can_be_predicted_and_why(with_features):
     assert table["predictable"].tolist() == [True, True, True, False, False, False, True]
     for label, text in {
         "bare": "seen in training",
-        "new": "from its features",
+        "new": "gets the mean response: its features predict no better",
         "g05": "from its place in the graph",
         "g09": "unknown token.*give it features",
         "nowhere": "unknown token.*give it features",

@@ -49,7 +49,10 @@ def test_no_dosage_leaves_expression_as_it_is_to_the_last_bit(config):
     eta = 6 * torch.rand(2000, N_GENES, generator=torch.Generator().manual_seed(0)).square()
     with torch.no_grad():
         found = module.perturb(
-            eta, torch.ones(2000, module.n_state), torch.zeros(2000, N_TOKENS), module.response_of_seen()
+            eta,
+            torch.ones(2000, module.n_state),
+            torch.zeros(2000, N_TOKENS),
+            module.response_of_seen(torch.arange(module.n_tokens)),
         )
     assert torch.equal(found, eta)
 
@@ -76,7 +79,9 @@ def shifted(module, dosage) -> np.ndarray:
     eta, state = eta_and_state(module)
     dosage = torch.as_tensor(dosage, dtype=torch.float32).expand(len(eta), -1)
     with torch.no_grad():
-        return (module.perturb(eta, state, dosage, module.response_of_seen()) - eta).numpy()
+        return (
+            module.perturb(eta, state, dosage, module.response_of_seen(torch.arange(module.n_tokens))) - eta
+        ).numpy()
 
 
 def test_a_target_is_its_documented_equation():
@@ -105,7 +110,10 @@ def test_the_network_lets_expression_vanish_but_not_go_below_zero():
         module.target_shift.fill_(-9.0)
         eta = 3 * torch.rand(50, N_GENES)
         found = module.perturb(
-            eta, torch.zeros(50, 0), torch.eye(N_TOKENS)[:1].expand(50, -1), module.response_of_seen()
+            eta,
+            torch.zeros(50, 0),
+            torch.eye(N_TOKENS)[:1].expand(50, -1),
+            module.response_of_seen(torch.arange(module.n_tokens)),
         )
     np.testing.assert_allclose(found[:, 0], torch.log1p(torch.expm1(eta[:, 0]) * np.exp(-9.0)), atol=1e-5)
     assert (found > -1e-6).all()
@@ -154,7 +162,7 @@ def test_the_state_changes_the_response():
     eta, _ = eta_and_state(module, n=2)
     dosage = torch.tensor([[1.0, 0, 0, 0]]).expand(2, -1)
     with torch.no_grad():
-        response = module.response_of_seen()
+        response = module.response_of_seen(torch.arange(module.n_tokens))
         found = module.perturb(eta, torch.tensor([[0.0, 0], [1.5, 0]]), dosage, response) - eta
     average = module.programme_shift[0] @ module.loadings
     np.testing.assert_allclose(found[0], average.detach(), atol=1e-5)
@@ -207,7 +215,10 @@ def test_continuous_cells_keep_their_residual():
     with torch.no_grad():
         eta = module.decode(module.latent(tensors), tensors["batch"])
         target = module.perturb(
-            eta, module.cell_state(tensors["X"]), torch.ones(6, N_TOKENS), module.response_of_seen()
+            eta,
+            module.cell_state(tensors["X"]),
+            torch.ones(6, N_TOKENS),
+            module.response_of_seen(torch.arange(module.n_tokens)),
         )
     found = ask(module, tensors, torch.ones(N_TOKENS), inputs_of(*range(N_TOKENS))).mean
     np.testing.assert_allclose(found - target, tensors["X"] - eta, atol=1e-5)
@@ -258,7 +269,10 @@ def test_drawn_responses_belong_to_tokens_and_draws():
 
 def test_seen_tokens_respond_as_in_training(config):
     module = make_module(config)
-    in_training, asked = module.response_of_seen(), module.response_of(inputs_of(2, 0, 1, 3))
+    in_training, asked = (
+        module.response_of_seen(torch.arange(module.n_tokens)),
+        module.response_of(inputs_of(2, 0, 1, 3)),
+    )
     for name, value in asked.items():
         np.testing.assert_allclose(value.detach(), in_training[name][[2, 0, 1, 3]].detach(), atol=1e-6)
 

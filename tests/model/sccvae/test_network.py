@@ -112,7 +112,7 @@ def test_weights_and_shifts_are_recovered_without_noise(world):
     np.testing.assert_allclose(module.target_shift.detach().numpy()[1:5], shift[1:5], atol=0.05)
     assert module.target_shift[5] == 0
     assert -2.3 < float(module.unseen_target_shift) < -1.3
-    found = module.response_of_seen()["network"].detach().numpy()
+    found = module.response_of_seen(torch.arange(module.n_tokens))["network"].detach().numpy()
     np.testing.assert_allclose(found, folds, atol=0.06)
     assert (explained[5] == 0).all()
 

@@ -314,6 +314,26 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
             inputs["node"] = torch.full((len(tokens),), -1, dtype=torch.int64)
         return inputs
 
+    def _predictable(self, tokens: list[str], features: pd.DataFrame | None = None) -> list[tuple[bool, str]]:
+        """Whether each token can be a target, and what its prediction then rests on."""
+        answers = super()._predictable(tokens, features)
+        if self._preset == "paper":
+            return answers
+        regulators = set() if self._network is None else set(self._network.names[self._network.edge_index[0]].tolist())
+        informative = bool(self.module.feature_map.any())
+        _, described = self._token_features(tokens, features)
+        found = []
+        for token, known, (ok, reason) in zip(tokens, described, answers, strict=True):
+            if ok and token not in set(self.seen_tokens_.tolist()):
+                grounds = ["its place in the graph"] * (token in regulators) + ["its features"] * (
+                    informative and known
+                )
+                reason = f"not seen in training, predicted from {' and '.join(grounds)}"
+                if not grounds:
+                    reason = "not seen in training, gets the mean response: its features predict no better than that"
+            found.append((ok, reason))
+        return found
+
     def _graph_nodes(self) -> set[str]:
         return set() if self._network is None else set(self._network.names.tolist())
 

@@ -222,12 +222,12 @@ class SCCVAEModule(CausalModule):
             eta = eta + fold
         return eta + activity @ self.loadings
 
-    def response_of_seen(self) -> dict[str, Tensor]:
-        """Responses of the tokens of the vocabulary, as training has them."""
+    def response_of_seen(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Responses of tokens of the vocabulary (T,), as training has them."""
         return {
-            "shift": self.programme_shift,
-            "state": self.programme_state,
-            "network": self.network_response(self.target_shift, self.node_of_token),
+            "shift": self.programme_shift[tokens],
+            "state": self.programme_state[tokens],
+            "network": self.network_response(self.target_shift[tokens], self.node_of_token[tokens]),
         }
 
     def response_of(self, token_inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -295,10 +295,11 @@ class SCCVAEModule(CausalModule):
     def generative(self, z: Tensor, expression: Tensor, batch: Tensor, dosage: Tensor) -> dict[str, Tensor]:
         """Log1p expression of the control cells as they are, and under the dosages of their partners."""
         eta = self.decode(z, batch)
+        # of the many tokens of a large screen, a batch has few
+        used = (dosage != 0).any(0).nonzero().squeeze(1)
+        dosage, response = dosage[:, used] * self.strength[used], self.response_of_seen(used)
         # unpaired cells would pull the state towards the mean of the population: only the response learns from them
-        perturbed = self.perturb(
-            eta.detach(), self.cell_state(expression), dosage * self.strength, self.response_of_seen()
-        )
+        perturbed = self.perturb(eta.detach(), self.cell_state(expression), dosage, response)
         return {"eta": eta, "eta_perturbed": perturbed}
 
     def log_likelihood(self, x: Tensor, eta: Tensor, library: Tensor) -> Tensor:

@@ -92,7 +92,9 @@ class ProgrammesMixin:
 
             # exact neighbours: there are few perturbations, and approximate ones would start threads of their own
             near = kneighbors_graph(vectors.X, min(n_neighbors, vectors.n_obs - 1), mode="distance", metric="cosine")
-            near.data = np.clip(1.0 - near.data, 0.0, None)  # effects at right angles are not alike, nor are opposite ones
+            near.data = np.clip(
+                1.0 - near.data, 0.0, None
+            )  # effects at right angles are not alike, nor are opposite ones
             near.eliminate_zeros()
             options = {"resolution": resolution, "flavor": "igraph", "n_iterations": 2, "directed": False}
             sc.tl.leiden(vectors, adjacency=near.maximum(near.T), random_state=seed, **options)
