@@ -9,11 +9,13 @@ from scvi.utils._docstrings import devices_dsp
 FIELD_REGISTRIES_KEY = scvi_data_constants._FIELD_REGISTRIES_KEY
 SETUP_ARGS_KEY = scvi_data_constants._SETUP_ARGS_KEY
 STATE_REGISTRY_KEY = scvi_data_constants._STATE_REGISTRY_KEY
+UUID_KEY = scvi_data_constants._SCVI_UUID_KEY
 
 __all__ = [
     "FIELD_REGISTRIES_KEY",
     "SETUP_ARGS_KEY",
     "STATE_REGISTRY_KEY",
+    "UUID_KEY",
     "devices_dsp",
     "get_max_epochs_heuristic",
     "use_distributed_sampler",

@@ -34,7 +34,7 @@ def draw_effects(path: Path, x, task: Task, runs: list[Run], gene_names, n_de: i
     for ax, run, effect in zip(axes, runs, predicted, strict=True):
         pl.effects(observed, effect, gene_names, title=run.name, n_de=n_de, limits=limits, ax=ax)
     figure.suptitle(task.title)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     return (
         f"Effect on every gene of {task.title}: observed (held-out cells against control cells no model saw) and predicted. "
         f"Blue: the {n_de} genes that change most."
@@ -46,7 +46,7 @@ def draw_genes(path: Path, x, task: Task, run: Run, gene_names, ylabel: str) -> 
     figure = _figure(9.2, 3.8)
     populations = (x[task.reference], x[task.observed], run.predicted)
     pl.genes(*populations, gene_names, ylabel=ylabel, title=f"{task.title}: {run.name}", ax=figure.subplots())
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     return (
         f"The genes that change most in {task.title}: control cells, observed cells (never trained on) and cells predicted "
         f"by {run.name}."
@@ -61,7 +61,7 @@ def draw_latent(
     axes = list(np.atleast_1d(figure.subplots(1, len(columns))))
     pl.latent(adata, use_rep, columns, control_category=control, seed=seed, axes=axes)
     axes[0].set_title("what was held out")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     return f"UMAP of the latent space of {name} (adata.obsm['{use_rep}']), all cells."
 
 

@@ -205,9 +205,12 @@ def _write(out: Path, screen: Screen, options: DemoOptions, runs, table: pd.Data
     table.to_csv(out / "table.csv")
     _models.tabulate_tasks(runs, plan.tasks).to_csv(out / "table_per_population.csv", index=False)
     # each cell under its own label, from a matched control: can be held against the observed layer population by population
+    say("  predicting every cell under its own label, from a control ...")
     main.model.predict_counterfactual(output=screen.output, sample=True, key_added=LAYER, seed=options.seed)
+    say("  drawing the figures (the UMAP takes longest) ...")
     figures = _draw(out, screen, options, runs, table, say)
     _remove_registration(adata)
+    say("  writing the cells and the report ...")
     adata.write_h5ad(out / "results.h5ad", compression="gzip")
     facts = _describe(screen)
     facts["Cells file"] = (

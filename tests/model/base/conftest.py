@@ -30,7 +30,9 @@ class ToyModule(CausalModule):
         self.log_fold = torch.nn.Parameter(torch.zeros(n_tokens, n_genes))
         self.log_theta = torch.nn.Parameter(torch.zeros(n_genes))
 
-    def counterfactual(self, tensors, dosage, token_inputs, *, sample_latent=False, sample_parameters=False, generator=None):
+    def counterfactual(
+        self, tensors, dosage, token_inputs, *, sample_latent=False, sample_parameters=False, generator=None
+    ):
         x, own = tensors[REGISTRY_KEYS.X_KEY], tensors["perturbation"]
         target = dosage @ self.log_fold[token_inputs["index"]] if dosage.shape[1] else 0.0
         log_rate = torch.log(x + 0.1) + target - own @ self.log_fold

@@ -19,7 +19,7 @@ from scvi.data.fields import (
 )
 from scvi.model.base import BaseModelClass
 
-from scvi_causal._compat import FIELD_REGISTRIES_KEY, SETUP_ARGS_KEY, STATE_REGISTRY_KEY
+from scvi_causal._compat import FIELD_REGISTRIES_KEY, SETUP_ARGS_KEY, STATE_REGISTRY_KEY, UUID_KEY
 from scvi_causal._constants import CAUSAL_KEYS
 from scvi_causal._docs import docs
 from scvi_causal.data import Vocabulary, validate_setup
@@ -295,9 +295,19 @@ class CausalModel(CounterfactualMixin, EffectsMixin, GRNMixin, EmbeddingMixin, T
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         """Register query data; all that can be wrong with them is found before anything is written to them."""
-        if adata is not None and self.adata_manager is not None and self.get_anndata_manager(adata) is None:
-            validate_query(adata, self.registry_)
+        if adata is not None and self.adata_manager is not None and not self._is_registered(adata):
+            validate_query(adata, self.registry_, requires_counts=self._needs_counts())
         return super()._validate_anndata(adata, copy_if_view)
+
+    def _needs_counts(self) -> bool:
+        """Whether query data have to hold counts; a model that looks at its data overrides this."""
+        return self.requires_counts
+
+    def _is_registered(self, adata: AnnData) -> bool:
+        """Whether this very object is registered; scvi-tools would register a copy as soon as it is asked for its manager."""
+        managers = self._per_instance_manager_store.get(self.id, {})
+        manager = managers.get(adata.uns.get(UUID_KEY))
+        return manager is not None and manager.adata is adata
 
     def _is_training_data(self, adata: AnnData) -> bool:
         """Whether ``adata`` has the cells the model was trained on, also when it was read from disk again."""

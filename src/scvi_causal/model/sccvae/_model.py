@@ -13,7 +13,6 @@ from scvi import REGISTRY_KEYS
 
 from scvi_causal._constants import CAUSAL_KEYS
 from scvi_causal.data import degree_matched_random_grn
-from scvi_causal.data._scan import scan_matrix
 from scvi_causal.model.base import CausalModel
 from scvi_causal.model.sccvae._calibrate import calibrate_responses
 from scvi_causal.model.sccvae._fit import Responses, fit_before_training, fit_feature_map
@@ -27,6 +26,7 @@ from scvi_causal.model.sccvae._options import (
     Graph,
     Preset,
     check_choice,
+    look_at_data,
     resolve_graph,
     resolve_likelihood,
     upper_triangular,
@@ -189,10 +189,14 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
                 raise ValueError(
                     "Without an AnnData the type of the data cannot be looked at: pass data_type='counts' or 'continuous'."
                 )
-            scan = scan_matrix(self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY), counts=True)
-            whole = not (scan.n_negative or scan.n_fractional)
-            data_type = "counts" if whole else "continuous"
+            data_type = look_at_data(
+                self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY),
+                has_library=self._setup_arg("size_factor_key") is not None,
+            )
         return data_type
+
+    def _needs_counts(self) -> bool:
+        return self._log_normalize
 
     def _build_network(self, graph: str, seed: int) -> Network | None:
         if graph == "none":

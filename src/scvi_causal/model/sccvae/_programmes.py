@@ -80,6 +80,10 @@ class ProgrammesMixin:
         >>> model.get_modules(method="hierarchical", n_modules=3)["module"].nunique()
         3
         """
+        if n_modules is not None and method == "leiden":
+            raise ValueError(
+                "n_modules is of method='hierarchical'; the Leiden method takes resolution (more is finer)."
+            )
         labels = self.seen_conditions_ if perturbations is None else perturbations
         labels = [label for label in labels if self._vocabulary.parse(label)]
         vectors = self.get_perturbation_embedding(labels)

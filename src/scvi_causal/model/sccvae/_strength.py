@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scvi_causal.data import parse_label
-from scvi_causal.data._messages import plural
+from scvi_causal.data import canonical_labels, parse_label
+from scvi_causal.data._messages import listed, plural
 from scvi_causal.model.base._group_moments import group_moments, iterate_expression
 from scvi_causal.model.base._request import check_rows
 
@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PUBLISHED_GRID = np.round(np.arange(-1.0, 3.01, 0.1), 1)
+_PUBLISHED_GRID = np.arange(-10, 31) / 10
+
+
+def _check_strengths(strengths: Sequence[float]) -> np.ndarray:
+    """Distinct strengths as numbers; raises ``ValueError`` for what is none."""
+    found = pd.to_numeric(pd.Series(list(strengths), dtype=object), errors="coerce").to_numpy(dtype=float)
+    if not len(found) or not np.isfinite(found).all():
+        raise ValueError(f"strengths has to be a list of finite numbers, got {list(strengths)!r}.")
+    return pd.unique(found)
 
 
 class StrengthMixin:
@@ -62,6 +70,17 @@ class StrengthMixin:
         calibrated = [token for token in tokens if token in self._calibrated()]
         return {"strength_calibrated_on_observed_cells": np.asarray(calibrated, dtype=str)} if calibrated else {}
 
+    def _check_own_cells(self, adata: AnnData, rows: np.ndarray, token: str) -> None:
+        """Raise ``ValueError`` unless all cells carry the token and nothing else."""
+        labels, _ = self._own_conditions(adata, rows)
+        names = canonical_labels(labels, self._vocabulary.separator, self._vocabulary.control_categories)
+        others = pd.unique(names[names != token])
+        if len(others):
+            raise ValueError(
+                f"{int((names != token).sum())} of the {len(rows)} cells are labelled {listed(others)}, not {token!r}: the strength "
+                "of a perturbation is calibrated on cells that received it."
+            )
+
     @contextmanager
     def _with_strength(self, strength: float) -> Iterator[None]:
         self._override = float(strength)
@@ -76,7 +95,7 @@ class StrengthMixin:
         Parameters
         ----------
         perturbations
-            Tokens; by default those of the training cells.
+            Tokens; by default those of the training cells and those that were calibrated.
 
         Returns
         -------
@@ -95,7 +114,8 @@ class StrengthMixin:
         [1.0]
         """
         self._check_if_trained(warn=False, message="Train the SCCVAE first: model.train().")
-        tokens = list(self.seen_tokens_ if perturbations is None else perturbations)
+        known = [*self.seen_tokens_, *(t for t in self.calibrated_tokens_ if t not in set(self.seen_tokens_.tolist()))]
+        tokens = list(known if perturbations is None else perturbations)
         table = pd.DataFrame(
             {"strength": self._strength_of(tokens)}, index=pd.Index(tokens, name="token", dtype=object)
         )
@@ -149,7 +169,7 @@ class StrengthMixin:
         import anndata
 
         parts = []
-        for strength in pd.unique(np.asarray(strengths, dtype=float)):
+        for strength in _check_strengths(strengths):
             with self._with_strength(strength):
                 part = self.predict_counterfactual(
                     [perturbation], indices=indices, output=output, sample=sample, seed=seed
@@ -165,7 +185,7 @@ class StrengthMixin:
         perturbation: str,
         adata: AnnData | None = None,
         indices: Sequence[int] | None = None,
-        strengths: Sequence[float] = tuple(_PUBLISHED_GRID),
+        strengths: Sequence[float] | None = None,
         seed: int | None = 0,
     ) -> pd.DataFrame:
         """Fit the strength of one token to observed cells, and use it from then on.
@@ -183,18 +203,18 @@ class StrengthMixin:
         indices
             Rows of these cells. Required, so that it is you who says which cells may be looked at.
         strengths
-            Grid of strengths.
+            Grid of strengths; by default the published one, -1 to 3 in steps of 0.1.
         seed
             Of the source cells, the same for all strengths.
 
         Returns
         -------
-        DataFrame ``strength``, ``mse`` (between the means of log1p expression).
+        DataFrame ``strength``, ``mse`` (between the means of log1p expression), ``chosen``.
 
         Raises
         ------
         ValueError
-            If ``indices`` is missing or the label is a combination.
+            If ``indices`` is missing, the label is a combination, or the cells carry another label.
         """
         tokens = parse_label(perturbation, self._vocabulary.separator, self._vocabulary.control_categories)
         if len(tokens) != 1:
@@ -206,6 +226,8 @@ class StrengthMixin:
             )
         adata = self._check_query(adata)
         rows = check_rows(indices, adata.n_obs)
+        self._check_own_cells(adata, rows, tokens[0])
+        strengths = _check_strengths(_PUBLISHED_GRID if strengths is None else strengths)
         scale = "log1p" if self._log_normalize else "continuous"
         manager = self.get_anndata_manager(adata, required=True)
         observed = group_moments(
@@ -218,7 +240,12 @@ class StrengthMixin:
                 predicted = self.predict_counterfactual([perturbation], output=output, sample=True, seed=seed)
             errors.append(float(((np.asarray(predicted.X).mean(0) - observed) ** 2).mean()))
         table = pd.DataFrame({"strength": np.asarray(strengths, dtype=float), "mse": errors})
+        table["chosen"] = table["mse"].to_numpy() == table["mse"].min()
         best = float(table["strength"][table["mse"].idxmin()])
+        if len(table) > 1 and best in (table["strength"].min(), table["strength"].max()):
+            logger.warning(
+                "The best strength of %r, %.3g, is at the end of the grid: widen `strengths`.", tokens[0], best
+            )
         known = {**self._calibrated(), tokens[0]: best}
         self.calibrated_tokens_ = np.asarray(list(known), dtype=str)
         self.calibrated_strengths_ = np.asarray(list(known.values()), dtype=float)
