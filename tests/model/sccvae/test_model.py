@@ -156,6 +156,16 @@ def test_what_can_be_predicted_and_why(with_features):
         with_features.predict_counterfactual(["bare", "nowhere"])
 
 
+def test_informative_features_are_named_as_grounds(with_features):
+    feature_map = with_features.module.feature_map
+    assert not feature_map.any()  # two tokens teach nothing
+    feature_map += 1.0
+    table = with_features.can_predict(["new", "g05"])
+    feature_map.zero_()
+    assert table.loc["new", "reason"] == "not seen in training, predicted from its features"
+    assert table.loc["g05", "reason"] == "not seen in training, predicted from its place in the graph"
+
+
 def test_features_of_the_call_describe_a_new_token(with_features):
     features = pd.DataFrame([[0.5, -0.5]], index=["nowhere"], columns=["a", "b"])
     assert with_features.can_predict("nowhere", features)["predictable"].all()

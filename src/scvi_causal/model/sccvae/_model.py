@@ -329,9 +329,9 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
         found = []
         for token, known, (ok, reason) in zip(tokens, described, answers, strict=True):
             if ok and token not in set(self.seen_tokens_.tolist()):
-                grounds = ["its place in the graph"] * (token in regulators) + ["its features"] * (
-                    informative and known
-                )
+                grounds = ["its place in the graph"] if token in regulators else []
+                if informative and known:
+                    grounds.append("its features")
                 reason = f"not seen in training, predicted from {' and '.join(grounds)}"
                 if not grounds:
                     reason = "not seen in training, gets the mean response: its features predict no better than that"
