@@ -138,7 +138,8 @@ def evaluate(
 ) -> Tensor:
     """(cells, genes) mean, or a draw, on the scale of the module."""
     # torch distributions take no generator: the global one is borrowed, seeded from ours, and given back as it was
-    with torch.random.fork_rng(devices=[generator.device] if generator.device.type == "cuda" else []):
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
         seed = torch.randint(2**62, (), generator=generator, device=generator.device)
         torch.manual_seed(int(seed))
         output = model.module.counterfactual(

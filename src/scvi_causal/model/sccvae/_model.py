@@ -346,7 +346,11 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
     def _before_training(self, train_idx: np.ndarray) -> None:
         """Estimate what population means determine: features, network, programmes."""
         if not self.is_trained_:
+            # small linear algebra in double precision, wherever the model is
+            device = self.module.device
+            self.module.to("cpu")
             self._responses = fit_before_training(self, np.sort(np.asarray(train_idx)))
+            self.module.to(device)
 
     def _after_training(self) -> None:
         """Calibrate the responses on drawn cells, and learn from the training tokens how they follow from features."""
