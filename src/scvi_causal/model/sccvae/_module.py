@@ -72,7 +72,7 @@ class SCCVAEModule(CausalModule):
         n_hidden: int = 128,
         n_layers: int = 1,
         dropout_rate: float = 0.0,
-        n_programmes: int = 32,
+        n_programmes: int = 64,
         n_state: int = 0,
         gene_likelihood: Literal["nb", "normal"] = "nb",
         log_normalize: bool = True,
