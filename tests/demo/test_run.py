@@ -38,7 +38,7 @@ def test_context(options, models, tmp_path):
     lines = []
     table = run_demo(options(holdout="line=K562", seed=5, max_epochs=3), lines.append)
     assert list(table.index) == ["SCCVAE", "ControlMean", "PerturbedMean", "Additive", CEILING]
-    assert set(METRICS) | {"seconds"} == set(table.columns)
+    assert [*METRICS][:10] + ["seconds"] == list(table.columns)
     assert table.loc["SCCVAE", "mse_ratio"] < 0.4 < 0.9 < table.loc["ControlMean", "mse_ratio"]
     assert table.loc["SCCVAE", "pearson_effect"] == pytest.approx(table.loc["Additive", "pearson_effect"])
     assert table.loc["SCCVAE", "pearson_effect"] > 0.95

@@ -23,7 +23,7 @@ def test_right_prediction_scores_as_well_as_a_replicate(screen):
     pca = fit_pca(screen["a"], 10)
     score = score_counterfactual(screen["observed"], predicted, screen["a"], screen["b"], n_de=10, pca=pca)
     ceiling = noise_ceiling(screen["observed"], screen["a"], screen["b"], n_de=10, pca=pca)
-    assert score.keys() == ceiling.keys() == {"n_observed", "n_predicted", *METRICS}
+    assert list(score) == list(ceiling) == ["n_observed", "n_predicted", *list(METRICS)[:10]]
     assert score["n_observed"] == score["n_predicted"] == 300
     assert ceiling["n_observed"] == 150
     assert score["r2_de"] > 0.9

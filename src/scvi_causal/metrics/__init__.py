@@ -5,12 +5,15 @@ from ._controls import split_controls
 from ._directions import direction_agreement
 from ._dispersion import variance_ratio
 from ._distances import energy_distance, fit_pca, median_bandwidth, mmd_squared
+from ._observed import ObservedPopulation
 from ._profiles import mse, mse_ratio, pearson_effect, r2_score_genes, top_de_genes
-from ._score import METRICS, Metric, noise_ceiling, score_counterfactual
+from ._registry import METRICS, Metric
+from ._score import noise_ceiling, score_counterfactual
 
 __all__ = [
     "METRICS",
     "Metric",
+    "ObservedPopulation",
     "direction_agreement",
     "energy_distance",
     "fit_pca",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from ._arrays import as_cells, check_same_genes, is_profile, mean_profile
@@ -11,41 +9,6 @@ from ._controls import split_controls
 from ._dispersion import variance_ratio
 from ._distances import energy_distance, mmd_squared
 from ._profiles import mse, mse_ratio, pearson_effect, r2_score_genes, top_de_genes
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What a reader of a table needs to know about one of its columns."""
-
-    name: str
-    title: str
-    best: float
-    better: str  # "higher", "lower" or "closer"
-    meaning: str
-
-
-METRICS: dict[str, Metric] = {
-    m.name: m
-    for m in (
-        Metric("r2_de", "R2 (DE genes)", 1.0, "higher", "R2 of the mean profile on the genes that change most"),
-        Metric("pearson_effect", "Pearson of effects", 1.0, "higher", "over genes, against control cells no model saw"),
-        Metric(
-            "mse_ratio", "MSE / control", 0.0, "lower", "squared error of the mean, relative to predicting no change"
-        ),
-        Metric(
-            "energy", "energy distance", 0.0, "lower", "between predicted and observed cells, unbiased, over all genes"
-        ),
-        Metric(
-            "variance_ratio", "variance ratio", 1.0, "closer", "predicted over observed variance, median over genes"
-        ),
-        Metric("r2", "R2 (all genes)", 1.0, "higher", "R2 of the mean profile; mostly baseline expression"),
-        Metric("pearson_effect_de", "Pearson of effects (DE)", 1.0, "higher", "the same on the genes that change most"),
-        Metric("mse", "MSE", 0.0, "lower", "squared error of the mean profile over all genes"),
-        Metric("energy_pca", "energy distance (PCA)", 0.0, "lower", "the same in a PCA of training cells"),
-        Metric("mmd2", "MMD^2", 0.0, "lower", "unbiased, Gaussian kernel, bandwidth from the observed cells"),
-    )
-}
-"""The numbers of :func:`score_counterfactual`, in the order in which tables show them."""
 
 
 def score_counterfactual(
