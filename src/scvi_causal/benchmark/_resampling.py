@@ -1,0 +1,96 @@
+"""The statistics of comparisons: bootstrap over perturbations, signed ranks, corrections for many tests."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+
+def bootstrap_means(values: np.ndarray, clusters: np.ndarray, n_boot: int = 10_000, seed: int = 0) -> np.ndarray:
+    """Means of resampled rows; rows of one cluster are drawn together.
+
+    Parameters
+    ----------
+    values
+        (rows,) or (rows, columns) without NaN. The columns of a row stay together, so that ratios of means can be formed.
+    clusters
+        (rows,) label of the cluster of each row.
+    n_boot
+        Number of resamples.
+    seed
+        Of the resamples.
+
+    Returns
+    -------
+    (n_boot,) or (n_boot, columns) means over the rows of the drawn clusters, each row with the same weight.
+    """
+    values = np.asarray(values, dtype=float)
+    _, codes = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    n_clusters = int(codes.max()) + 1
+    sums = np.zeros((n_clusters, *values.shape[1:]))
+    np.add.at(sums, codes, values)
+    drawn = np.random.default_rng(seed).multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=n_boot)
+    sizes = drawn @ np.bincount(codes)
+    means = drawn @ sums
+    return means / (sizes if values.ndim == 1 else sizes[:, None])
+
+
+def interval(means: np.ndarray, n_clusters: int, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of bootstrap means, widened for few clusters.
+
+    A percentile interval of n values is too narrow by sqrt((n - 1) / n) and by using the normal in place of Student's t.
+    The quantiles taken here are those that make up for both (Hesterberg 2015, the "expanded percentile" interval). Not
+    defined for one cluster.
+    """
+    if n_clusters < 2:
+        return np.nan, np.nan
+    t = stats.t.ppf((1 - level) / 2, n_clusters - 1)
+    tail = stats.norm.cdf(t * np.sqrt(n_clusters / (n_clusters - 1)))
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def signed_rank(differences: np.ndarray) -> tuple[float, int]:
+    """Two-sided p of Wilcoxon's signed-rank test, and the number of pairs that differ at all.
+
+    Pairs without a difference say nothing about its sign and are left out; if no pair differs, p is 1.
+    """
+    differences = np.asarray(differences, dtype=float)
+    differences = differences[differences != 0]
+    if differences.size == 0:
+        return 1.0, 0
+    return float(stats.wilcoxon(differences).pvalue), differences.size
+
+
+def smallest_p(n: int) -> float:
+    """The smallest two-sided p that n pairs can give in a signed-rank test: all of them with the same sign."""
+    return min(1.0, 2.0 ** (1 - n))
+
+
+def pairs_needed(n_tests: int = 1, alpha: float = 0.05) -> int:
+    """From how many pairs on a corrected p below ``alpha`` is possible, after Holm's correction over ``n_tests``."""
+    return int(np.floor(1 - np.log2(alpha / max(n_tests, 1)))) + 1
+
+
+def holm(pvalues: np.ndarray) -> np.ndarray:
+    """Holm's step-down correction: holds the chance of any false "different" below alpha, whatever the dependence.
+
+    NaN (not tested) stay NaN and do not count.
+    """
+    p = np.asarray(pvalues, dtype=float)
+    corrected = np.full(p.shape, np.nan)
+    tested = np.flatnonzero(np.isfinite(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
+    return corrected
+
+
+def benjamini_hochberg(pvalues: np.ndarray) -> np.ndarray:
+    """False discovery rate of each test (Benjamini and Hochberg); NaN (not tested) stay NaN and do not count."""
+    p = np.asarray(pvalues, dtype=float)
+    adjusted = np.full(p.shape, np.nan)
+    tested = np.isfinite(p)
+    if tested.any():
+        adjusted[tested] = stats.false_discovery_control(p[tested], method="bh")
+    return adjusted
