@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._arrays import check_same_genes, mean_profile
+from ._moments import effects_of
 
 
 def direction_agreement(
@@ -42,6 +42,8 @@ def direction_agreement(
     opposite
         Share of genes with opposite directions. The remainder has an effect on one side only.
 
+    Both are NaN without a single gene.
+
     References
     ----------
     "Frac Correct Direction" and "Frac Changed Direction" of :cite:t:`Liu2026SCCVAE`.
@@ -54,15 +56,9 @@ def direction_agreement(
     >>> direction_agreement(np.array([1.0, -1.0, 1.0, 0.0]), np.array([2.0, -0.5, -1.0, 1.0]), control)
     (0.5, 0.25)
     """
-    control_reference = control_source_mean if control_reference is None else control_reference
-    check_same_genes(observed=observed, predicted=predicted, source=control_source_mean, reference=control_reference)
-    signs = []
-    for cells, controls, name in (
-        (observed, control_reference, "observed"),
-        (predicted, control_source_mean, "predicted"),
-    ):
-        effect = mean_profile(cells, name) - mean_profile(controls, "controls")
-        effect = effect if genes is None else effect[genes]
-        signs.append(np.where(np.abs(effect) > tolerance, np.sign(effect), 0.0))
-    difference = np.abs(signs[0] - signs[1])
+    effects = effects_of(observed, predicted, control_source_mean, control_reference, genes)
+    if effects[0].size == 0:
+        return float("nan"), float("nan")
+    guess, truth = (np.where(np.abs(effect) > tolerance, np.sign(effect), 0.0) for effect in effects)
+    difference = np.abs(guess - truth)
     return float((difference == 0).mean()), float((difference == 2).mean())
