@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+from scvi_causal.nn._acyclicity import (
+    ACYCLICITY,
+    greedy_dag,
+    log_determinant,
+    polynomial,
+    spectral_radius,
+    topological_order,
+    trace_exponential,
+)
 from scvi_causal.nn._graph import break_cycles, random_dag_mask
+from scvi_causal.nn._interventions import hard_mean, hard_moments, log_marginal, responsibility, shift_moments
 from scvi_causal.nn._likelihoods import AbductedCounts, nb_log_likelihood
 from scvi_causal.nn._losses import gaussian_mmd, kl_standard_normal
 from scvi_causal.nn._sem import DenseSEM, SparseSEM
 
 __all__ = [
+    "ACYCLICITY",
     "AbductedCounts",
     "DenseSEM",
     "SparseSEM",
     "break_cycles",
     "gaussian_mmd",
+    "greedy_dag",
+    "hard_mean",
+    "hard_moments",
     "kl_standard_normal",
+    "log_determinant",
+    "log_marginal",
     "nb_log_likelihood",
+    "polynomial",
     "random_dag_mask",
+    "responsibility",
+    "shift_moments",
+    "spectral_radius",
+    "topological_order",
+    "trace_exponential",
 ]
