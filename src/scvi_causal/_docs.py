@@ -30,6 +30,10 @@ grn_key
 perturbation_features_key
     Key of ``adata.uns`` with a DataFrame of features per token (index: tokens, columns: strings), or of ``adata.varm``
     with features per gene.""",
+    "param_extra_tokens": """\
+extra_tokens
+    Tokens that no cell carries and that will be asked for: perturbations whose cells are held out, or that are planned.
+    A graph keeps those that are no genes as nodes, and models that can predict any known token know them.""",
     "param_batch_key": """\
 batch_key
     Column of ``adata.obs`` with the batch. Effects are taken within batches, and decoders may correct for it.""",

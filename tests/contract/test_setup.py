@@ -158,3 +158,46 @@ def test_dosages_follow_their_tokens(case, screen):
     np.testing.assert_array_equal(one.X, other.X)
     assert one.obs["dose"].tolist() == ["1+2", "1+2"]
     assert one.obs["perturbation"].tolist() == ["G1+G2", "G1+G2"]
+
+
+def test_tokens_without_cells_are_known_when_they_are_announced(case, saved, screen):
+    """Where the cells of a target are absent, the model can predict what it could with them there but not trained on."""
+    split = screen.obs["split"].to_numpy()
+    with_cells = case.fit(screen.copy())
+    screen = screen[split != "test"].copy()
+    without = case.fit(screen, extra_tokens=["G3", "G1", "HLA.A"])  # the latter two have cells all the same
+    unannounced = case.fit(screen.copy())
+    targets = ["G3", "G1+HLA.A", "gene.0"]
+    expected = with_cells.can_predict(targets)
+    found = without.can_predict(targets)
+    np.testing.assert_array_equal(found["predictable"], expected["predictable"])
+    assert found["reason"].tolist() == expected["reason"].tolist()
+    assert "G3" not in without.seen_tokens_
+    assert unannounced.can_predict("G1")["predictable"].item()
+    if case.exact:
+        asked = {"perturbation": [t for t, ok in expected["predictable"].items() if ok], "output": "log1p"}
+        rows = np.flatnonzero(screen.obs["perturbation"] == "control")[:20]
+        names = screen.obs_names[rows]
+        whole = with_cells.predict_counterfactual(indices=with_cells.adata.obs_names.get_indexer(names), **asked)
+        np.testing.assert_allclose(without.predict_counterfactual(indices=rows, **asked).X, whole.X, atol=1e-5)
+
+
+def test_announced_tokens_survive_saving(case, screen, tmp_path):
+    model = case.fit(screen, extra_tokens=["never seen"])
+    model.save(str(tmp_path / "model"))
+    loaded = case.model_class.load(str(tmp_path / "model"), adata=screen, accelerator="cpu")
+    assert loaded._extra_tokens() == ("never seen",)
+    names = ["never seen", "never heard of"]
+    assert "unknown token" in loaded.can_predict(names)["reason"].iloc[1]
+    assert "unknown token" not in loaded.can_predict(names)["reason"].iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [("G3", r"pass a list, \['G3'\]"), (["G1+G3"], "no single tokens: 'G1\\+G3'"), (["control"], "no control")],
+)
+def test_announced_tokens_are_single_tokens(case, screen, tokens, message):
+    before = snapshot(screen)
+    with pytest.raises(ValueError, match=message):
+        case.set_up(screen, extra_tokens=tokens)
+    assert snapshot(screen) == before

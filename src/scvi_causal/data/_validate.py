@@ -37,6 +37,7 @@ def validate_setup(
     size_factor_key: str | None = None,
     grn_key: str | None = None,
     perturbation_features_key: str | None = None,
+    extra_tokens: Sequence[str] | None = None,
     requires_counts: bool = False,
     requires_grn: bool = False,
     requires_features: bool = False,
@@ -52,7 +53,7 @@ def validate_setup(
         Data to set up.
     perturbation_key, control_category, layer, dosage_key, separator, batch_key, categorical_covariate_keys
         As in ``setup_anndata`` (where the separator is ``perturbation_separator``).
-    continuous_covariate_keys, size_factor_key, grn_key, perturbation_features_key
+    continuous_covariate_keys, size_factor_key, grn_key, perturbation_features_key, extra_tokens
         As in ``setup_anndata``.
     requires_counts
         The model needs raw counts: negative or fractional values and cells without a count are errors.
@@ -97,7 +98,7 @@ def validate_setup(
         _check_numbers(adata, "size_factor_key", size_factor_key, positive=True)
     if not is_query:
         how = {"perturbation_key": perturbation_key, "control_category": control_category, "separator": separator}
-        _check_graph(adata, GRNField(grn_key, **how), requires_grn)
+        _check_graph(adata, GRNField(grn_key, **how, extra_tokens=extra_tokens), requires_grn)
         features = FeaturesField(perturbation_features_key, **how, allow_missing=allow_missing_features)
         _check_features(adata, features, requires_features)
     _check_expression(adata, layer, requires_counts)

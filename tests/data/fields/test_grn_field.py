@@ -71,3 +71,12 @@ def test_what_is_kept_is_said_once(adata, caplog):
     assert [r.message for r in caplog.records] == [
         "GRN: kept 3 of 4 edges, from 3 regulators; 0 of 5 genes have no edge."
     ]
+
+
+def test_tokens_that_no_cell_carries_may_be_sources(adata):
+    adata = adata[adata.obs["perturbation"].astype(str).str.contains("drug") == False].copy()  # noqa: E712
+    assert GRNField(None, "perturbation").register_field(adata)["extra_nodes"].tolist() == []
+    state = GRNField(None, "perturbation", extra_tokens=["drug x/1.5", "nobody"]).register_field(adata)
+    assert ("drug x/1.5", "g 3", -2.0) in named_edges(state)
+    assert state["extra_nodes"].tolist() == ["drug x/1.5"]  # nodes are sources of edges; the others are only known
+    assert state["extra_tokens"].tolist() == ["drug x/1.5", "nobody"]

@@ -34,6 +34,13 @@ def test_nodes_are_what_has_an_edge_or_is_perturbed():
     assert [network.names[n] if n >= 0 else None for n in network.node_of_token] == ["drug", "g1", "g7", None]
 
 
+def test_tokens_that_will_be_asked_for_are_nodes():
+    prior = edges(("g1", "g2", 4.0))
+    network = build_network(prior, GENES, np.array(["g1"]), extra_tokens=("g7", "other"))
+    assert set(network.names) == {"g1", "g2", "g7"}
+    assert len(network.node_of_token) == 1  # only what has cells has parameters
+
+
 def test_cycles_are_broken_where_they_are_lightest():
     prior = edges(("g0", "g1", 5.0), ("g1", "g0", -1.0), ("g3", "g3", 9.0), ("g1", "g2", 2.0))
     network = build_network(prior, GENES, np.array(["g0"]))

@@ -11,7 +11,7 @@ from scvi.data.fields import BaseAnnDataField
 
 from scvi_causal._constants import CAUSAL_KEYS
 from scvi_causal.data._grn import edge_indices, grn_fingerprint, grn_from_adjacency, keep_edges, log_kept_edges
-from scvi_causal.data._labels import as_control_categories
+from scvi_causal.data._labels import as_control_categories, parse_label
 from scvi_causal.data._messages import did_you_mean, listed, plural
 from scvi_causal.data._perturbations import Vocabulary
 
@@ -59,6 +59,22 @@ def check_genes(var_names: Sequence[str], model_genes: Sequence[str]) -> None:
     )
 
 
+def check_extra_tokens(
+    extra_tokens: Sequence[str] | None, separator: str | None = "+", control_categories: Iterable[str] = ("control",)
+) -> tuple[str, ...]:
+    """Distinct sorted tokens; raises ``ValueError`` for what is no list of single tokens."""
+    if isinstance(extra_tokens, str):
+        raise ValueError(f"extra_tokens={extra_tokens!r} is a string: pass a list, [{extra_tokens!r}].")
+    names = sorted({str(token).strip() for token in extra_tokens or ()})
+    bad = [name for name in names if len(parse_label(name, separator, control_categories)) != 1]
+    if bad:
+        raise ValueError(
+            f"extra_tokens has {plural(len(bad), 'entry', 'entries')} that are no single tokens: {listed(bad)}. Pass the tokens "
+            "of combinations one by one, and no control."
+        )
+    return tuple(names)
+
+
 class GRNField(BaseAnnDataField):
     """Edge list in ``adata.uns`` to index arrays in the state registry; nothing is written to the AnnData.
 
@@ -76,11 +92,13 @@ class GRNField(BaseAnnDataField):
         Column of ``adata.obs`` with the labels. Their tokens may be sources of edges although they are no genes.
     control_category, separator
         How the labels are read; see :class:`PerturbationField`.
+    extra_tokens
+        Tokens that no cell carries and that will be asked for; they may be sources too.
 
     Notes
     -----
     State: ``var_names`` (n_vars,), ``source_idx``, ``target_idx`` (n_edges,) int64, ``weight`` (n_edges,) float32, ``extra_nodes``
-    (names of the sources with index ``n_vars`` and above), ``n_edges_given``, ``original_key``, ``fingerprint``.
+    (names of the sources with index ``n_vars`` and above), ``extra_tokens``, ``n_edges_given``, ``original_key``, ``fingerprint``.
     """
 
     VAR_NAMES_KEY = "var_names"
@@ -88,6 +106,7 @@ class GRNField(BaseAnnDataField):
     TARGET_KEY = "target_idx"
     WEIGHT_KEY = "weight"
     EXTRA_NODES_KEY = "extra_nodes"
+    EXTRA_TOKENS_KEY = "extra_tokens"
     N_EDGES_GIVEN_KEY = "n_edges_given"
     ORIGINAL_ATTR_KEY = "original_key"
     FINGERPRINT_KEY = "fingerprint"
@@ -98,12 +117,14 @@ class GRNField(BaseAnnDataField):
         perturbation_key: str | None = None,
         control_category: str | Iterable[str] = "control",
         separator: str | None = "+",
+        extra_tokens: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self._grn_key = grn_key
         self._perturbation_key = perturbation_key
         self._control_categories = as_control_categories(control_category)
         self._separator = separator
+        self._extra_tokens = check_extra_tokens(extra_tokens, separator, self._control_categories)
 
     @property
     def registry_key(self) -> str:
@@ -151,7 +172,7 @@ class GRNField(BaseAnnDataField):
         given = self.read(adata)
         if given is None:
             return None, None, []
-        kept = keep_edges(given, adata.var_names, self._tokens(adata))
+        kept = keep_edges(given, adata.var_names, (*self._tokens(adata), *self._extra_tokens))
         extra = sorted(set(kept["source"]) - set(adata.var_names.astype(str)))
         return given, kept, extra
 
@@ -175,6 +196,7 @@ class GRNField(BaseAnnDataField):
             self.TARGET_KEY: target,
             self.WEIGHT_KEY: weight,
             self.EXTRA_NODES_KEY: np.asarray(extra, dtype=object),
+            self.EXTRA_TOKENS_KEY: np.asarray(self._extra_tokens, dtype=object),
             self.N_EDGES_GIVEN_KEY: 0 if given is None else len(given),
             self.ORIGINAL_ATTR_KEY: None if kept is None else self.attr_key,
             self.FINGERPRINT_KEY: "" if kept is None else grn_fingerprint(kept),

@@ -216,12 +216,13 @@ class CounterfactualMixin:
             return True, "not seen in training, predicted from its features"
         if "graph" in kinds and in_graph:
             return True, "not seen in training, predicted from its place in the graph"
-        known = token in self._vocabulary or token in set(self._var_names().tolist())
+        announced = token in self._vocabulary or token in self._extra_tokens()
+        known = announced or token in set(self._var_names().tolist())
         if "any" in kinds and (known or described):
             return True, "not seen in training, predicted without knowing anything about it"
-        why = "not seen in training" if token in self._vocabulary else "unknown token"
+        why = "not seen in training" if announced else "unknown token"
         near = suggest(token, [*self._vocabulary.tokens, *self._vocabulary.control_categories])
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near and token not in self._vocabulary else ""
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near and not announced else ""
         return False, why + hint + self._way_out(kinds)
 
     def _way_out(self, kinds: tuple[str, ...]) -> str:

@@ -62,6 +62,7 @@ _CHECKED_KEYS = (
     "size_factor_key",
     "grn_key",
     "perturbation_features_key",
+    "extra_tokens",
 )
 
 
@@ -131,6 +132,7 @@ class CausalModel(CounterfactualMixin, EffectsMixin, GRNMixin, EmbeddingMixin, T
         size_factor_key: str | None = None,
         grn_key: str | None = None,
         perturbation_features_key: str | None = None,
+        extra_tokens: list[str] | None = None,
         **kwargs,
     ) -> None:
         """%(summary)s
@@ -149,6 +151,7 @@ class CausalModel(CounterfactualMixin, EffectsMixin, GRNMixin, EmbeddingMixin, T
         %(param_size_factor)s
         %(param_grn_key)s
         %(param_perturbation_features_key)s
+        %(param_extra_tokens)s
 
         Raises
         ------
@@ -193,12 +196,13 @@ class CausalModel(CounterfactualMixin, EffectsMixin, GRNMixin, EmbeddingMixin, T
         size_factor_key: str | None,
         grn_key: str | None,
         perturbation_features_key: str | None,
+        extra_tokens: list[str] | None = None,
         **_: Any,
     ) -> list:
         labels = (perturbation_key, control_category, perturbation_separator)
         return [
             # first, because it checks the genes of a query before anything is written to it
-            GRNField(grn_key, *labels),
+            GRNField(grn_key, *labels, extra_tokens=extra_tokens),
             # whether X holds counts was checked chunk by chunk in validate_setup; scvi's own check would only warn
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
             PerturbationField(perturbation_key, control_category, perturbation_separator, dosage_key),
@@ -221,6 +225,10 @@ class CausalModel(CounterfactualMixin, EffectsMixin, GRNMixin, EmbeddingMixin, T
     def _get_vocabulary(self) -> Vocabulary:
         """Tokens of the data the model was set up with."""
         return self._vocabulary
+
+    def _extra_tokens(self) -> tuple[str, ...]:
+        """Tokens that were announced to ``setup_anndata`` and that no cell carries."""
+        return tuple(str(token) for token in self._field_state(CAUSAL_KEYS.GRN).get("extra_tokens", ()))
 
     def _var_names(self) -> np.ndarray:
         """(n_genes,) names of the genes, in the order of the model."""

@@ -204,7 +204,8 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
         prior = self._prior_grn()
         if graph == "random":
             prior = degree_matched_random_grn(prior, seed)
-        network = build_network(prior, self._var_names(), np.asarray(self._vocabulary.tokens, dtype=str))
+        tokens = np.asarray(self._vocabulary.tokens, dtype=str)
+        network = build_network(prior, self._var_names(), tokens, self._extra_tokens())
         if network.n_removed:
             logger.info("%d edges of the network close a cycle (or a loop) and are not used.", network.n_removed)
         return network

@@ -12,6 +12,8 @@ import torch
 from scvi_causal.nn import break_cycles
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
     from scvi_causal.model.sccvae._module import SCCVAEModule
@@ -49,7 +51,9 @@ class Network:
     n_removed: int
 
 
-def build_network(prior: pd.DataFrame, genes: np.ndarray, tokens: np.ndarray) -> Network:
+def build_network(
+    prior: pd.DataFrame, genes: np.ndarray, tokens: np.ndarray, extra_tokens: Sequence[str] = ()
+) -> Network:
     """Restrict a prior network to an acyclic one over the genes that have an edge or are perturbed.
 
     Parameters
@@ -58,6 +62,8 @@ def build_network(prior: pd.DataFrame, genes: np.ndarray, tokens: np.ndarray) ->
         Edges ``source, target, weight``; a source may be a token that is no measured gene.
     genes, tokens
         Names.
+    extra_tokens
+        Tokens that no cell carries: they are nodes as the others are, since they will be asked for.
     """
     extra = np.setdiff1d(prior["source"].to_numpy(dtype=str), genes)
     names = np.concatenate([genes, extra]).astype(str)
@@ -67,7 +73,7 @@ def build_network(prior: pd.DataFrame, genes: np.ndarray, tokens: np.ndarray) ->
     weight = prior["weight"].to_numpy(dtype=float)
     keep = break_cycles(source, target, len(names), weight)
     source, target, weight = source[keep], target[keep], weight[keep]
-    perturbed = [row_of[token] for token in tokens if token in row_of]
+    perturbed = [row_of[token] for token in (*tokens, *extra_tokens) if token in row_of]
     used = np.unique(np.concatenate([source, target, np.asarray(perturbed, dtype=np.int64)]))
     node = np.full(len(names), -1, dtype=np.int64)
     node[used] = np.arange(len(used))
