@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ._resampling import bootstrap_means, holm, interval, pairs_needed, signed_rank
-from ._scale import best_baseline, scale_of, unit_name, unit_of
+from ._scale import best_baseline, of_model, scale_of, unit_name, unit_of
 from ._tables import leaking, metric_names, models_of, oriented_means, select, triples
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _pairs(scores: pd.DataFrame, model: str, reference: str, metric: str, n_boot
     if model not in present or reference not in present:
         return row
     pairs = pd.concat(
-        [scores.loc[name, metric] for name in (model, reference)], axis=1, keys=["model", "reference"]
+        [of_model(scores, name, metric) for name in (model, reference)], axis=1, keys=["model", "reference"]
     ).dropna()
     if pairs.empty:
         return row

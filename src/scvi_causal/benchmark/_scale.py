@@ -49,6 +49,11 @@ def per_population(frame: pd.DataFrame, columns: Sequence[str], by: Sequence[str
     return frame.groupby(keys, sort=False, observed=True)[list(columns)].mean()
 
 
+def of_model(scores: pd.DataFrame, model: str, metric: str) -> pd.Series:
+    """One metric of one model by (perturbation, context)."""
+    return scores[metric].xs(model, level="model")
+
+
 def best_baseline(scores: pd.DataFrame, baselines: Sequence[str], metric: str) -> str | None:
     """The baseline with the best mean, of oriented scores by (model, perturbation, context).
 
@@ -86,7 +91,7 @@ def scale_of(scores: pd.DataFrame, ceiling: pd.DataFrame, baselines: Sequence[st
     scale = {"baseline": best_baseline(scores, baselines, metric), "zero": np.nan, "one": np.nan, "shown": False}
     if scale["baseline"] is None:
         return scale | {"why": "no baseline was scored"}
-    zero = scores.loc[scale["baseline"], metric]
+    zero = of_model(scores, scale["baseline"], metric)
     one, low = ceiling_of(metric, ceiling, zero.index)
     if one.isna().all():
         return scale | {"zero": zero.mean(), "why": "there is no noise ceiling"}

@@ -15,7 +15,7 @@ from scvi_causal.data._messages import did_you_mean, listed
 from scvi_causal.metrics import METRICS
 
 from ._resampling import benjamini_hochberg
-from ._scale import POPULATION, ceiling_of, oriented, per_population, scale_of
+from ._scale import POPULATION, ceiling_of, of_model, oriented, per_population, scale_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -222,7 +222,7 @@ def skill_table(results: pd.DataFrame, ceiling: pd.DataFrame, metrics: Sequence[
 
 def triples(scores: pd.DataFrame, top: pd.DataFrame, model: str, baseline: str, metric: str) -> pd.DataFrame:
     """Oriented ``model``, ``zero`` and ``one`` of the populations that have all three."""
-    mine, zero = scores.loc[model, metric], scores.loc[baseline, metric]
+    mine, zero = (of_model(scores, name, metric) for name in (model, baseline))
     one, _ = ceiling_of(metric, top, zero.index)
     return pd.concat([mine, zero, one], axis=1, keys=["model", "zero", "one"]).dropna()
 

@@ -1,0 +1,97 @@
+"""The statistics hold what they promise: against closed forms, brute force and simulations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from scvi_causal.benchmark._resampling import (
+    benjamini_hochberg,
+    bootstrap_means,
+    holm,
+    interval,
+    pairs_needed,
+    signed_rank,
+)
+
+
+def test_bootstrap_has_the_variance_of_the_plug_in_mean():
+    x = np.random.default_rng(0).normal(3.0, 2.0, 40)
+    means = bootstrap_means(x, np.arange(40), n_boot=20_000)
+    np.testing.assert_allclose(means.mean(), x.mean(), atol=0.01)
+    np.testing.assert_allclose(means.std(), x.std() / np.sqrt(40), rtol=0.03)
+
+
+def test_clusters_are_drawn_together():
+    # four copies of each value carry the information of one: the same resamples, not an interval half as wide
+    x = np.random.default_rng(0).normal(size=12)
+    once = bootstrap_means(x, np.arange(12), n_boot=500)
+    copies = bootstrap_means(np.repeat(x, 4), np.repeat(np.arange(12), 4), n_boot=500)
+    np.testing.assert_allclose(copies, once)
+    apart = bootstrap_means(np.repeat(x, 4), np.arange(48), n_boot=500)
+    np.testing.assert_allclose(apart.std() / once.std(), 0.5, rtol=0.15)
+
+
+def test_rows_have_the_same_weight_whatever_the_size_of_their_cluster():
+    x, clusters = np.array([0.0, 0.0, 0.0, 4.0]), ["a", "a", "a", "b"]
+    assert set(bootstrap_means(x, clusters, n_boot=200).round(6)) == {0.0, 1.0, 4.0}  # aa, ab, bb
+    two = bootstrap_means(np.column_stack([x, 2 * x]), clusters, n_boot=200)
+    np.testing.assert_allclose(two[:, 1], 2 * two[:, 0])
+
+
+@pytest.mark.parametrize("n", [6, 10, 25])
+def test_interval_covers_the_truth_also_for_few_perturbations(n):
+    rng = np.random.default_rng(1)
+    hit = plain = 0
+    for seed in range(600):
+        x = rng.normal(size=n)
+        means = bootstrap_means(x, np.arange(n), n_boot=1000, seed=seed)
+        low, high = interval(means, n)
+        hit += low <= 0 <= high
+        low, high = np.quantile(means, [0.025, 0.975])
+        plain += low <= 0 <= high
+    assert 0.92 <= hit / 600 <= 0.985
+    assert n > 10 or plain / 600 < 0.92  # why the interval is widened
+
+
+def test_interval_of_one_cluster_is_not_known():
+    assert np.isnan(interval(np.ones(10), 1)).all()
+
+
+def test_signed_rank_in_closed_form():
+    assert signed_rank(np.arange(1.0, 7.0)) == (pytest.approx(2 / 64), 6)
+    # all but the smallest: W = 1, two of 2^6 sign patterns are as extreme on either side
+    assert signed_rank(np.array([-1.0, 2, 3, 4, 5, 6]))[0] == pytest.approx(4 / 64)
+    assert signed_rank(np.zeros(5)) == (1.0, 0)
+    assert signed_rank(np.array([0.0, 0.0, 1.0, 2.0])) == (
+        pytest.approx(0.5),
+        2,
+    )  # pairs without a difference say nothing
+
+
+@pytest.mark.parametrize("n_tests", [1, 2, 8, 40, 500])
+def test_pairs_needed_is_the_first_number_that_can_be_significant(n_tests):
+    n = pairs_needed(n_tests)
+    assert n_tests * signed_rank(np.arange(1.0, n + 1))[0] < 0.05
+    assert n_tests * signed_rank(np.arange(1.0, n))[0] >= 0.05
+
+
+def test_holm_rejects_what_the_step_down_rejects():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, np.nan]), [0.03, 0.06, 0.06, np.nan])
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        p = rng.beta(0.3, 3.0, 12)
+        rejected = np.zeros(12, dtype=bool)
+        for step, i in enumerate(np.argsort(p)):
+            if p[i] * (12 - step) >= 0.05:
+                break
+            rejected[i] = True
+        np.testing.assert_array_equal(holm(p) < 0.05, rejected)
+    assert (holm(np.full(3, 0.9)) == 1).all()
+
+
+def test_benjamini_hochberg_by_hand():
+    np.testing.assert_allclose(benjamini_hochberg([0.01, np.nan, 0.02, 0.9]), [0.03, np.nan, 0.03, 0.9])
+    assert np.isnan(benjamini_hochberg([np.nan])).all()
+    assert stats.false_discovery_control([0.01, 0.02, 0.9]).tolist() == benjamini_hochberg([0.01, 0.02, 0.9]).tolist()
