@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+
+from scvi_causal.data._messages import plural
+from scvi_causal.metrics import split_controls
+
+from ._holdouts import Held, hold_out
 
 if TYPE_CHECKING:
     from ._screen import Screen
@@ -139,4 +145,191 @@ def make_folds(
     ValueError
         If the data cannot answer the question; says what would.
     """
-    raise NotImplementedError
+    if min_cells < 4:
+        raise ValueError(f"min_cells={min_cells}: a noise ceiling needs at least 4 cells, 2 in each half.")
+    if controls not in ("independent", "shared"):
+        raise ValueError(f"controls={controls!r} is neither 'independent' nor 'shared'.")
+    halves = _Halves(screen, seed, controls, min_cells)
+    if task.kind == "seen":
+        held = [Held(~screen.is_control, frozenset(screen.tokens), "half of the cells")]
+        folds = [_seen_fold(screen, halves, max_populations)]
+    else:
+        held = list(hold_out(screen, task, seed, lambda cells: bool(halves.groups(cells)[0])))
+        folds = [_fold(screen, task.kind, i, part, halves, max_populations) for i, part in enumerate(held)]
+    if not any(fold.populations for fold in folds):
+        raise ValueError(_nothing_to_score(halves, held, min_cells))
+    return [fold for fold in folds if fold.populations]
+
+
+@dataclass(eq=False)
+class _Halves:
+    """The control cells of each context, halved once, whatever is predicted there."""
+
+    screen: Screen
+    seed: int
+    controls: str
+    min_cells: int
+
+    def __post_init__(self) -> None:
+        screen = self.screen
+        self.context_names, self.context_codes = np.unique(screen.contexts.astype(str), return_inverse=True)
+        self.label_names, self.label_codes = np.unique(screen.labels.astype(str), return_inverse=True)
+        self._found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def groups(self, cells: np.ndarray, scored: frozenset[str] | None = None) -> tuple[list, int]:
+        """(label, context, positions) of the populations among ``cells`` that can be scored, and how many cannot."""
+        rows = np.flatnonzero(cells & ~self.screen.is_control)
+        keys = self.label_codes[rows] * len(self.context_names) + self.context_codes[rows]
+        order = np.argsort(keys, kind="stable")
+        found, start = np.unique(keys[order], return_index=True)
+        kept, n_left_out = [], 0
+        for key, members in zip(found, np.split(rows[order], start[1:]), strict=True):
+            label, context = self._names(key)
+            if scored is not None and label not in scored:
+                continue
+            if len(members) < self.min_cells or self.n_controls(context) < 2 * self.min_cells:
+                n_left_out += 1
+                continue
+            kept.append((label, context, members))
+        return kept, n_left_out
+
+    def pairs(self, cells: np.ndarray) -> list[tuple[str, str]]:
+        """(label, context) of the cells, each once."""
+        keys = self.label_codes[cells] * len(self.context_names) + self.context_codes[cells]
+        return [self._names(key) for key in np.unique(keys)]
+
+    def _names(self, key: int) -> tuple[str, str]:
+        label, context = divmod(int(key), len(self.context_names))
+        return str(self.label_names[label]), str(self.context_names[context])
+
+    def of_context(self, context: str) -> np.ndarray:
+        """Mask of the control cells of a context."""
+        code = np.searchsorted(self.context_names, context)
+        return self.screen.is_control & (self.context_codes == code)
+
+    def n_controls(self, context: str) -> int:
+        return int(self.of_context(context).sum())
+
+    def split(self, context: str) -> tuple[np.ndarray, np.ndarray]:
+        """Half A and half B of the control cells of a context; twice all of them if they are shared."""
+        if context not in self._found:
+            mask = self.of_context(context)
+            shared = (np.flatnonzero(mask),) * 2
+            self._found[context] = shared if self.controls == "shared" else split_controls(mask, seed=self.seed)
+        return self._found[context]
+
+    def sources(self, cells: np.ndarray) -> np.ndarray:
+        """At most :data:`MAX_SOURCES` of the cells that predictions may start from."""
+        if len(cells) <= MAX_SOURCES:
+            return cells
+        return np.sort(np.random.default_rng([self.seed, 3]).choice(cells, MAX_SOURCES, replace=False))
+
+
+def _fold(screen: Screen, kind: str, index: int, held: Held, halves: _Halves, max_populations: int | None) -> Fold:
+    groups, n_left_out = halves.groups(held.cells, held.scored)
+    groups, n_more = _largest(groups, max_populations)
+    split = {context: halves.split(context) for context in dict.fromkeys(context for _, context, _ in groups)}
+    train = ~held.cells
+    if halves.controls == "independent":
+        for _, reference in split.values():
+            train[reference] = False
+    if groups and not (train & ~screen.is_control).any():
+        raise ValueError(
+            f"Holding out {held.description} leaves no perturbed cell to learn from. Hold out less, or ask another question: "
+            "task='seen' holds out half of the cells of every perturbation."
+        )
+    populations = _populations(
+        screen, halves, groups, train, {c: (halves.sources(a), b) for c, (a, b) in split.items()}
+    )
+    return Fold(
+        kind,
+        index,
+        halves.seed,
+        np.flatnonzero(train),
+        populations,
+        halves.controls,
+        held.description,
+        n_left_out + n_more,
+        held.note,
+    )
+
+
+def _seen_fold(screen: Screen, halves: _Halves, max_populations: int | None) -> Fold:
+    """Half of the cells of every condition in every context, controls too."""
+    strata = halves.label_codes * len(halves.context_names) + halves.context_codes
+    splittable = np.bincount(strata)[strata] > 1
+    train = np.ones(len(strata), dtype=bool)
+    train[split_controls(splittable, strata, seed=halves.seed)[1]] = False
+    controls = screen.is_control
+    if halves.controls == "shared":
+        train |= controls
+    groups, n_left_out = halves.groups(~train)
+    groups, n_more = _largest(groups, max_populations)
+    split = {}
+    for context in dict.fromkeys(context for _, context, _ in groups):
+        here = halves.of_context(context)
+        reference = here if halves.controls == "shared" else here & ~train
+        split[context] = halves.sources(np.flatnonzero(here & train)), np.flatnonzero(reference)
+    populations = _populations(screen, halves, groups, train, split)
+    description = "half of the cells of every perturbation, and of the control"
+    return Fold(
+        "seen",
+        0,
+        halves.seed,
+        np.flatnonzero(train),
+        populations,
+        halves.controls,
+        description,
+        n_left_out + n_more,
+    )
+
+
+def _largest(groups: list, limit: int | None) -> tuple[list, int]:
+    """The largest groups in their order, and how many are left out."""
+    if limit is None or len(groups) <= limit:
+        return groups, 0
+    if limit < 1:
+        raise ValueError(f"max_populations={limit}: at least one population has to be scored.")
+    chosen = sorted(sorted(range(len(groups)), key=lambda i: -len(groups[i][2]))[:limit])
+    return [groups[i] for i in chosen], len(groups) - limit
+
+
+def _populations(
+    screen: Screen, halves: _Halves, groups: list, train: np.ndarray, split: dict
+) -> tuple[Population, ...]:
+    """Populations with their controls, in the order of contexts and labels."""
+    here = set(halves.pairs(train))
+    trained = {label for label, _ in here}
+    tokens = {token for label in trained for token in screen.tokens[label]}
+
+    def kind(label: str, context: str) -> str:
+        if (label, context) in here:
+            return "seen perturbation"
+        if label in trained:
+            return "seen in other contexts"
+        names = screen.tokens[label]
+        n_seen = sum(token in tokens for token in names)
+        if len(names) == 1:
+            return "seen in combinations" if n_seen else "unseen perturbation"
+        return f"{n_seen} of {len(names)} tokens seen"
+
+    ordered = sorted(groups, key=lambda group: (group[1], group[0]))
+    return tuple(
+        Population(label, context, kind(label, context), cells, *split[context]) for label, context, cells in ordered
+    )
+
+
+def _nothing_to_score(halves: _Halves, held: list[Held], min_cells: int) -> str:
+    """Why no population of any fold can be scored: the largest ones, and their controls."""
+    screen = halves.screen
+    cells = np.logical_or.reduce([part.cells & np.isin(screen.labels, list(part.scored)) for part in held])
+    table = pd.DataFrame({"context": screen.contexts[cells], "label": screen.labels[cells]}).value_counts().head(6)
+    found = [
+        f"{n} cells of {label}{f' in {context}' if context else ''} with {plural(halves.n_controls(context), 'control cell')}"
+        for (context, label), n in table.items()
+    ]
+    return (
+        f"Nothing that is held out can be scored: a population needs {plural(min_cells, 'held-out cell')} and {2 * min_cells} "
+        f"control cells of the same covariates. The largest are {'; '.join(found) or 'none'}. Lower min_cells, register fewer "
+        "covariates, or ask another question."
+    )
