@@ -1,0 +1,174 @@
+"""Scores of every perturbation: models as markers, the best baseline as a tick, the noise ceiling as a band."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scvi_causal.data._messages import did_you_mean, listed
+
+from ._style import CATEGORIES, axes_or_new, despine
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# shapes as well as colours, so that models are told apart in grey too
+MARKERS = ("o", "D", "s", "^", "v", "P", "X", "*")
+BAND, TICK = "#D9D9D9", "#7F7F7F"
+MEAN = "mean"
+
+
+def scores(
+    values: pd.DataFrame,
+    *,
+    baseline: str | None = None,
+    ceiling: pd.DataFrame | None = None,
+    better: str = "higher",
+    max_rows: int = 40,
+    limits: tuple[float, float] | None = None,
+    xlabel: str | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Dot plot with a row per population: where each model lies between a simple baseline and the noise ceiling.
+
+    Rows are sorted by the ceiling, what can be predicted best on top; below a line, the means over *all* populations.
+
+    Parameters
+    ----------
+    values
+        (populations, models) one metric. The names of the populations are the index; the levels of a MultiIndex are joined.
+    baseline
+        The column that is drawn as a black tick, not as a marker.
+    ceiling
+        By population: ``value``, and ``low`` and ``high`` where the interval is known.
+    better
+        ``"higher"``, ``"lower"`` or ``"closer"``: the order of the rows (``"closer"`` keeps the order of the index).
+    max_rows
+        With more populations, this many are drawn, evenly spaced in that order; the title says so.
+    limits
+        Of the axis; ``None`` fits what is drawn. Markers far outside of everything else are drawn at the edge as arrows.
+    xlabel, title
+        Texts of the axes.
+    ax
+        Axes to draw into; ``None`` makes a figure of its own, whose height grows with the number of rows.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    ValueError
+        If ``values`` is empty, ``baseline`` is none of its columns, or ``ceiling`` has no column ``value``.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from scvi_causal import pl
+    >>> values = pd.DataFrame({"SCCVAE": [0.6, 0.8], "PerturbedMean": [0.5, 0.4]}, index=["STAT1", "JAK2"])
+    >>> ceiling = pd.DataFrame({"value": [0.7, 0.9], "low": [0.6, 0.8], "high": [0.8, 0.95]}, index=values.index)
+    >>> ax = pl.scores(values, baseline="PerturbedMean", ceiling=ceiling, xlabel="Pearson of effects")
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['JAK2', 'STAT1', 'mean']
+    """
+    _check(values, baseline, ceiling)
+    if ceiling is not None:
+        ceiling = ceiling.reindex(values.index)
+    order = _order(values, ceiling, better)
+    drawn = order[np.unique(np.linspace(0, len(order) - 1, min(max_rows, len(order))).round().astype(int))]
+    ax = axes_or_new(ax, (6.0, 1.3 + 0.2 * (len(drawn) + 1)))
+    limits = limits or _limits(values.iloc[drawn], ceiling if ceiling is None else ceiling.iloc[drawn])
+
+    y = np.append(np.arange(len(drawn)), len(drawn) + 0.4)
+    table = pd.concat([values.iloc[drawn], values.mean().to_frame(MEAN).T])
+    others = [model for model in values.columns if model != baseline]
+    for number, model in enumerate(others):
+        _draw_model(ax, table[model].to_numpy(dtype=float), y, number, str(model), limits)
+    if baseline is not None:
+        ax.plot(table[baseline], y, "|", color="black", markersize=11, markeredgewidth=1.8, label=baseline, zorder=3)
+    if ceiling is not None:
+        _draw_ceiling(ax, pd.concat([ceiling.iloc[drawn], ceiling[["value"]].mean().to_frame(MEAN).T]), y)
+    names = [_name(label) for label in values.index[drawn]]
+    ax.axhline(len(drawn) - 0.3, color="0.6", linewidth=0.8)
+    ax.set_yticks(y, [*names, MEAN])
+    ax.get_yticklabels()[-1].set_fontweight("bold")
+    ax.set(ylim=(len(drawn) + 1.0, -0.7), xlim=limits, xlabel=xlabel)
+    if limits[0] < 0 < limits[1]:
+        ax.axvline(0, color="0.85", linewidth=0.8, zorder=0)
+    ax.tick_params(axis="y", length=0)
+    despine(ax)
+    left_out = "" if len(drawn) == len(order) else f"{len(drawn)} of {len(order)} populations"
+    _titles(ax, title, left_out, n_entries=len(values.columns) + (ceiling is not None))
+    return ax
+
+
+def _check(values: pd.DataFrame, baseline: str | None, ceiling: pd.DataFrame | None) -> None:
+    if values.empty:
+        raise ValueError(f"values has {values.shape[0]} populations and {values.shape[1]} models: nothing to draw.")
+    if baseline is not None and baseline not in values.columns:
+        hint = did_you_mean(baseline, values.columns)
+        raise ValueError(f"baseline={baseline!r} is not among the columns {listed(values.columns)}.{hint}")
+    if ceiling is not None and "value" not in ceiling:
+        raise ValueError(f"ceiling needs a column 'value', it has {listed(ceiling.columns)}.")
+
+
+def _name(label) -> str:
+    parts = label if isinstance(label, tuple) else (label,)
+    return " · ".join(str(part) for part in parts if str(part))
+
+
+def _order(values: pd.DataFrame, ceiling: pd.DataFrame | None, better: str) -> np.ndarray:
+    if better == "closer":
+        return np.arange(len(values))
+    by = values.mean(axis=1) if ceiling is None else ceiling["value"]
+    sign = 1.0 if better == "lower" else -1.0
+    return np.argsort(sign * by.to_numpy(dtype=float), kind="stable")  # NaN comes last either way
+
+
+def _limits(values: pd.DataFrame, ceiling: pd.DataFrame | None) -> tuple[float, float]:
+    """Limits that hold everything but what lies far outside of the bulk."""
+    points = values.to_numpy(dtype=float).ravel()
+    frame = np.empty(0) if ceiling is None else ceiling.to_numpy(dtype=float).ravel()
+    points, frame = points[np.isfinite(points)], frame[np.isfinite(frame)]
+    if points.size:
+        low, high = np.quantile(points, [0.1, 0.9])
+        reach = 2 * (high - low)
+        points = points[(points >= low - reach) & (points <= high + reach)]
+    everything = np.concatenate([points, frame])
+    if everything.size == 0:
+        return -1.0, 1.0
+    margin = 0.04 * max(float(np.ptp(everything)), 1e-6)
+    return float(everything.min() - margin), float(everything.max() + margin)
+
+
+def _draw_ceiling(ax: Axes, ceiling: pd.DataFrame, y: np.ndarray) -> None:
+    value = ceiling["value"].to_numpy(dtype=float)
+    if {"low", "high"} <= set(ceiling.columns):
+        low, high = (ceiling[side].to_numpy(dtype=float) for side in ("low", "high"))
+        ax.barh(y, high - low, left=low, height=0.62, color=BAND, linewidth=0, zorder=1, label="noise ceiling (95 %)")
+        ax.plot(value, y, "|", color=TICK, markersize=8, markeredgewidth=1.4, zorder=2)
+    else:
+        ax.plot(value, y, "|", color=TICK, markersize=10, markeredgewidth=2.5, zorder=2, label="noise ceiling")
+
+
+def _draw_model(ax: Axes, x: np.ndarray, y: np.ndarray, number: int, label: str, limits: tuple[float, float]) -> None:
+    style = {"color": CATEGORIES[number % len(CATEGORIES)], "zorder": 5 - 0.01 * number, "markersize": 6.5}
+    style |= {"linestyle": "none", "markeredgecolor": "white", "markeredgewidth": 0.6}
+    inside = (x >= limits[0]) & (x <= limits[1])
+    ax.plot(x[inside], y[inside], marker=MARKERS[number % len(MARKERS)], label=label, **style)
+    for beyond, at, arrow in ((x < limits[0], limits[0], "<"), (x > limits[1], limits[1], ">")):
+        if beyond.any():  # an empty line that is not clipped would take part in the layout, at (0, 0)
+            ax.plot(np.full(beyond.sum(), at), y[beyond], marker=arrow, clip_on=False, **style)
+
+
+def _titles(ax: Axes, title: str | None, left_out: str, n_entries: int) -> None:
+    """Legend above the axes, and the title above the legend."""
+    columns = min(n_entries, 3)
+    place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
+    ax.legend(frameon=False, ncols=columns, fontsize=9, handletextpad=0.4, columnspacing=1.2, **place)
+    text = " ".join(part for part in (title, f"({left_out})" if left_out else "") if part)
+    if text:
+        ax.set_title(text, loc="left", pad=8 + 15 * int(np.ceil(n_entries / columns)))
