@@ -75,29 +75,6 @@ def _column_sums(x) -> np.ndarray:
     return x.sum(axis=0, dtype=np.float64)
 
 
-def gene_variance(x, name: str = "cells") -> np.ndarray:
-    """Sample variance (``ddof=1``) of every gene over cells, in float64; NaN for fewer than two cells.
-
-    Two passes for dense input and shifted moments of the stored values for sparse input, so that a gene with a large mean
-    and a small variance does not lose it to cancellation.
-    """
-    x = as_cells(x, name)
-    n_cells, n_genes = x.shape
-    if n_cells < 2:
-        return np.full(n_genes, np.nan)
-    mean = mean_profile(x, name)
-    if sp.issparse(x):
-        centred = x.data.astype(np.float64) - mean[x.indices]
-        total = np.bincount(x.indices, weights=centred**2, minlength=n_genes)
-        n_stored = np.bincount(x.indices, minlength=n_genes)
-        total += (n_cells - n_stored) * mean**2
-    else:
-        total = np.zeros(n_genes)
-        for _, block in row_blocks(x):
-            total += ((block - mean) ** 2).sum(axis=0)
-    return total / (n_cells - 1)
-
-
 def row_blocks(x, size: int = 2048) -> Iterator[tuple[int, np.ndarray]]:
     """Yield ``(start, dense float64 block)`` over the rows of ``x``: never more than ``size`` rows are dense."""
     for start in range(0, x.shape[0], size):

@@ -1,0 +1,201 @@
+"""What a replicate of the experiment would score: the noise ceiling of every number, with its interval."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ._arrays import as_cells
+from ._bootstrap import bootstrap_scores, centred_interval, shrunk_mean
+from ._controls import split_controls
+from ._moments import cell_moments
+from ._observed import ObservedPopulation
+from ._registry import METRICS, PLAIN
+from ._score import DISTANCES, plain_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SQUARED_ERRORS = ("mse", "mse_ratio", "mse_unbiased_ratio")
+R2 = ("r2", "r2_de", "r2_weighted")
+
+
+def noise_ceiling(
+    observed,
+    control_a,
+    control_b,
+    seed: int = 0,
+    n_de: int = 50,
+    *,
+    n_splits: int = 5,
+    spearman_brown: bool = False,
+    n_bootstrap: int = 0,
+    metrics: Sequence[str] | Literal["all"] | None = None,
+    average: np.ndarray | None = None,
+    exclude: np.ndarray | Sequence[int] | None = None,
+    pca=None,
+    distances: bool = True,
+    max_cells: int | None = 2000,
+    alpha: float = 0.05,
+) -> dict[str, float]:
+    r"""Score one half of the real cells as a prediction of the other half: what a replicate experiment would reach.
+
+    Half 1 with ``control_a`` as its controls predicts half 2 with ``control_b`` as reference, so control noise is
+    independent here too. Both halves hold half of the cells; a model is measured against all of them. ``spearman_brown=True``
+    turns what two halves say into what **a replicate of full size** would score:
+
+    ==================================  ===============================================================================
+    correlations                        Spearman-Brown, :math:`2 r / (1 + r)` (not below -1)
+    ``mse``, ``mse_ratio``,             halved: all of it is sampling noise, which falls with the number of cells
+    ``mse_unbiased_ratio``
+    ``r2``, ``r2_de``, ``r2_weighted``  :math:`1 - (1 - R^2) / 2`, for the same reason
+    ``mae``                             divided by :math:`\sqrt 2`: the noise of a mean falls with the root of n
+    ``wasserstein``                     the same, as far as the cells that enter it become more (``max_cells``)
+    ``energy``, ``energy_pca``,         as they are: unbiased, 0 in expectation at any size
+    ``mmd2``
+    calls of DE                         as they are: full size has more power, so the true ceiling is higher
+    ``variance_ratio``, ``coverage90``  as they are: their best value is known
+    ==================================  ===============================================================================
+
+    What the corrected value is not: a bound on predictions. A replicate is noisy too. A prediction *without* noise of its own
+    correlates with the observation by up to :math:`\sqrt{r}` of a replicate's ``r``, and reaches half of its squared error; a
+    model that draws as many cells as were observed cannot exceed it by much. Spearman-Brown takes all noise to fall
+    with the perturbed cells; that of the controls does not, so with few controls the corrected value is a little high.
+
+    Parameters
+    ----------
+    observed
+        (cells, genes) real perturbed cells, at least 4.
+    control_a, control_b
+        Cells, :class:`Moments` or means of the two control halves, as in :class:`ObservedPopulation`.
+    seed
+        Of the splits and of the bootstrap.
+    n_de
+        Number of DE genes, chosen on each second half.
+    n_splits
+        Random splits averaged over.
+    spearman_brown
+        Correct from half to full number of cells, see above.
+    n_bootstrap
+        Bootstrap samples of the cells for 95 % intervals, 200 are enough; 0 leaves them out. The copies of a cell stay in its
+        half, samples scatter around a mean that was shrunk by its noise (else they would be noisier than the data), and are
+        centred on the estimate, on the scale of Fisher's z for correlations and of the logarithm for errors. Controls are held
+        fixed, as they are for the scores of models.
+    metrics
+        Names of :data:`METRICS`, or ``"all"`` for all that one population has. ``None`` takes the ten of
+        :func:`score_counterfactual`.
+    average, exclude
+        For ``pearson_centred`` and ``pearson_others``, as in :meth:`ObservedPopulation.score`.
+    pca, max_cells, alpha
+        As in :class:`ObservedPopulation`.
+    distances
+        As in :func:`score_counterfactual`.
+
+    Returns
+    -------
+    The same keys as the scores of models have, so that it can be the last row of the same table; with ``n_bootstrap`` also
+    ``<metric>_low`` and ``<metric>_high`` for every metric on means but ``de_direction``, which counts few genes.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 4 observed cells.
+
+    References
+    ----------
+    Spearman, *Correlation calculated from faulty data*, and Brown, *Some experimental results in the correlation of mental
+    abilities*, both Brit. J. Psychology 1910.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scvi_causal.metrics import noise_ceiling
+    >>> rng = np.random.default_rng(0)
+    >>> control_a, control_b = rng.normal(size=(2, 100, 8))
+    >>> ceiling = noise_ceiling(
+    ...     rng.normal(size=(100, 8)) + np.arange(8.0), control_a, control_b, n_de=4, n_bootstrap=50
+    ... )
+    >>> 0.9 < ceiling["pearson_effect_low"] < ceiling["pearson_effect"] < ceiling["pearson_effect_high"] < 1
+    True
+    """
+    observed = as_cells(observed, "observed")
+    n_cells = observed.shape[0]
+    if n_cells < 4:
+        raise ValueError(f"A split-half ceiling needs at least 4 observed cells, got {n_cells}.")
+    names = _names(metrics, distances)
+    controls = cell_moments(control_a, "control_a"), cell_moments(control_b, "control_b")
+    # a mean has no moments: handed on as it came, so that nothing is tested against it
+    controls = [m.mean if np.ndim(c) == 1 else m for m, c in zip(controls, (control_a, control_b), strict=True)]
+    options = {"n_de": n_de, "pca": pca, "max_cells": max_cells, "alpha": alpha}
+    scores, samples = [], []
+    weights = _bootstrap_weights(n_cells, n_bootstrap, seed)
+    centre = shrunk_mean(cell_moments(observed), cell_moments(control_b).mean) if n_bootstrap else None
+    for split in np.random.SeedSequence(seed).generate_state(n_splits):
+        half1, half2 = split_controls(np.ones(n_cells, dtype=bool), seed=int(split))
+        population = ObservedPopulation(observed[half2], *controls, **options, seed=int(split))
+        predicted = observed[half1]
+        scores.append(population.score(predicted, average=average, exclude=exclude, metrics=names))
+        if n_bootstrap:
+            halves = weights[:, half1], weights[:, half2]
+            samples.append(bootstrap_scores(population, predicted, *halves, centre, average=average, exclude=exclude))
+    keys = plain_keys(pca) if metrics is None else list(scores[0])
+    ceiling = {key: _mean([score.get(key, np.nan) for score in scores]) for key in keys}
+    intervals = _intervals(ceiling, samples) if n_bootstrap else {}
+    if spearman_brown:
+        sizes = _sizes(n_cells, max_cells)
+        ceiling = {key: full_size(key, value, *sizes) for key, value in ceiling.items()}
+        intervals = {key: full_size(key.rpartition("_")[0], value, *sizes) for key, value in intervals.items()}
+    return ceiling | intervals
+
+
+def full_size(metric: str, value: float, n_half: int = 1, n_full: int = 2) -> float:
+    """Score of a replicate of full size from that of a half, see :func:`noise_ceiling`.
+
+    ``n_half`` and ``n_full`` are the cells that enter a Wasserstein distance.
+    """
+    if metric in METRICS and METRICS[metric].ceiling == "spearman-brown":
+        return -1.0 if value <= -1 / 3 else 2 * value / (1 + value)
+    if metric in SQUARED_ERRORS:
+        return value / 2
+    if metric in R2:
+        return 1 - (1 - value) / 2
+    if metric == "mae":
+        return value / np.sqrt(2)
+    return value * np.sqrt(n_half / n_full) if metric == "wasserstein" else value
+
+
+def _names(metrics, distances: bool) -> list[str]:
+    if metrics is None:
+        metrics = PLAIN
+    elif isinstance(metrics, str) and metrics == "all":
+        metrics = [name for name, metric in METRICS.items() if metric.needs != "panel"]
+    return [name for name in metrics if distances or name not in DISTANCES]
+
+
+def _sizes(n_cells: int, max_cells: int | None) -> tuple[int, int]:
+    limit = n_cells if max_cells is None else max_cells
+    return min(n_cells // 2, limit), min(n_cells, limit)
+
+
+def _bootstrap_weights(n_cells: int, n_bootstrap: int, seed: int) -> np.ndarray:
+    """(n_bootstrap, cells) how often each cell is drawn."""
+    rng = np.random.default_rng([seed, n_cells])
+    return rng.multinomial(n_cells, np.full(n_cells, 1 / n_cells), size=n_bootstrap).astype(np.float64)
+
+
+def _intervals(ceiling: dict[str, float], samples: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """95 % intervals around the estimates from the bootstrap samples of each split."""
+    intervals = {}
+    for name in ceiling:
+        values = [sample[name] for sample in samples if name in sample]
+        if values:
+            low, high = centred_interval(name, ceiling[name], np.mean(values, axis=0))
+            intervals |= {f"{name}_low": low, f"{name}_high": high}
+    return intervals
+
+
+def _mean(values: list[float]) -> float:
+    """Over the splits that have the number: in some no gene may be significant."""
+    values = [value for value in values if not np.isnan(value)]
+    return float(np.mean(values)) if values else float("nan")
