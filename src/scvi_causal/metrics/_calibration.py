@@ -89,8 +89,9 @@ def pit_values(observed, predicted, seed: int = 0, *, max_cells: int | None = No
     >>> import numpy as np
     >>> from scvi_causal.metrics import pit_values
     >>> real, draws = np.random.default_rng(0).poisson(1.0, (2, 2000, 1))
-    >>> np.histogram(pit_values(real, draws), bins=4, range=(0, 1))[0] / 2000
-    array([0.25..., 0.2..., 0.2..., 0.2...])
+    >>> shares = np.histogram(pit_values(real, draws), bins=4, range=(0, 1))[0] / 2000
+    >>> bool(np.abs(shares - 0.25).max() < 0.02)
+    True
     """
     rng = np.random.default_rng(seed)
     observed, predicted = _two_populations(observed, predicted, max_cells, rng)

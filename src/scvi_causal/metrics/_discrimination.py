@@ -30,9 +30,9 @@ def discrimination(
 
     Range [0, 1]: 1 where no other perturbation is nearer, 0.5 is chance. The *observed* effects are ranked for one prediction
     (PerturBench ranks predictions for one observation). A prediction that is the same for all perturbations scores 0.5 on
-    average, one of no effect exactly 0.5, however well they fit the mean: what this metric is for. Noise of the observed
-    effects pulls it towards 0.5; ``"l1"`` and ``"l2"`` also favour observed effects that are short, such as those of many
-    cells.
+    average (one of no effect exactly 0.5 by cosine), however well it fits the mean: what this metric is for. Noise of the
+    observed effects pulls it towards 0.5; by ``"l1"`` and ``"l2"`` short observed effects, such as those of many cells, are
+    near to everything.
 
     Parameters
     ----------
@@ -46,7 +46,8 @@ def discrimination(
         ``"cosine"``, ``"l1"`` or ``"l2"``.
     exclude
         Genes to leave out, boolean: (genes,) for all, or (P, genes) for each prediction. Leave out *all* genes that are
-        targets in the screen: a knocked-down gene gives its perturbation away.
+        targets in the screen: a knocked-down gene gives its perturbation away. Where only the own target is left out, a
+        prediction without information wins by moving the targets of all others.
 
     Returns
     -------

@@ -17,9 +17,9 @@ def mse_unbiased(observed, predicted, genes: np.ndarray | None = None, *, capped
     .. math:: \frac1G \sum_g \Big[(\hat b_g - b_g)^2 - \frac{\hat s_g^2}{m} - \frac{s_g^2}{n}\Big]
 
     0 is best, larger is worse; its expectation is the squared distance of the true means, so it falls below 0 at times.
-    Unbiased where cells are independent draws. Predicted cells that are no independent draws (control cells moved by a fixed
-    vector, draws in opposite pairs) are credited noise that their mean does not have: give the mean profile of such a
-    prediction, or ``capped=True``.
+    Unbiased where cells are independent draws. Predicted cells that are none (control cells moved to a fixed mean, draws in
+    opposite pairs) are credited noise that their mean does not have. Where predictions compete, give their *mean profiles*:
+    only the noise of the observation is then subtracted, nothing that a model could earn, and drawing too few cells costs.
 
     Parameters
     ----------
