@@ -7,11 +7,16 @@ import pytest
 import scipy.sparse as sp
 
 from scvi_causal.metrics import (
+    cell_moments,
+    cosine_effect,
+    direction_agreement,
     gene_variance,
     log1p_normalize,
+    mae,
     mean_profile,
     mse,
     mse_ratio,
+    pearson_centred,
     pearson_effect,
     r2_score_genes,
     split_controls,
@@ -62,6 +67,15 @@ def test_mse_and_its_ratio_to_control(cells):
     assert np.isnan(mse_ratio(truth, truth + 1, truth))
 
 
+def test_mae(cells):
+    from sklearn.metrics import mean_absolute_error
+
+    truth, guess = cells[:15], cells[15:]
+    assert mae(truth, guess) == pytest.approx(mean_absolute_error(truth.mean(0), guess.mean(0)))
+    assert mae(truth, truth.mean(0) - 2, genes=[1, 4]) == pytest.approx(2)
+    assert mae(truth, truth) == 0
+
+
 def test_pearson_of_effects_uses_each_side_own_controls():
     rng = np.random.default_rng(0)
     source, reference, truth, guess = rng.normal(size=(4, 50))
@@ -85,6 +99,77 @@ def test_pearson_of_constant_effects():
     assert pearson_effect(truth, control + 1e-9 * truth, control) == 0.0  # rounding is no prediction
     assert np.isnan(pearson_effect(control, truth, control))
     assert np.isnan(pearson_effect(truth[:1], truth[:1], control[:1]))
+
+
+def test_cosine_of_effects():
+    from sklearn.metrics.pairwise import cosine_similarity
+
+    rng = np.random.default_rng(0)
+    source, reference, truth, guess = rng.normal(size=(4, 50))
+    got = cosine_effect(truth, guess, source, reference)
+    assert got == pytest.approx(cosine_similarity([guess - source], [truth - reference])[0, 0])
+    assert cosine_effect(truth, guess, source) == pytest.approx(
+        cosine_similarity([guess - source], [truth - source])[0, 0]
+    )
+    # a shift that all genes share is an effect here, and none to the correlation
+    assert cosine_effect(source + 1, source + 2, source) == pytest.approx(1)
+    assert np.isnan(pearson_effect(source + 1, source + 2, source))
+    assert cosine_effect(truth, source, source, reference) == 0.0
+    assert cosine_effect(truth, source + 1e-8, source, reference) == 0.0  # rounding is no prediction
+    assert np.isnan(cosine_effect(reference, guess, source, reference))
+    assert cosine_effect(truth[:1], truth[:1] + 1, truth[:1] - 1) == 1.0  # one gene: the sign
+
+
+def test_centred_pearson():
+    rng = np.random.default_rng(0)
+    average, truth, guess = rng.normal(size=(3, 50))
+    got = pearson_centred(truth, guess, average)
+    assert got == pytest.approx(np.corrcoef(guess - average, truth - average)[0, 1])
+    genes = np.arange(50) < 9
+    expected = np.corrcoef((guess - average)[genes], (truth - average)[genes])[0, 1]
+    assert pearson_centred(truth, guess, average, genes=genes) == pytest.approx(expected)
+    assert pearson_centred(truth, average, average) == 0.0  # the average itself knows nothing
+    assert np.isnan(pearson_centred(average, guess, average))
+
+
+def test_centring_takes_out_what_all_perturbations_share():
+    rng = np.random.default_rng(1)
+    control, shared = rng.normal(size=(2, 200))
+    own = rng.normal(0, 0.3, size=(20, 200))
+    profiles = control + shared + own
+    average = profiles[1:].mean(0)
+    # the average scores high on the common effect, and nothing on what is special
+    assert pearson_effect(profiles[0], average, control) > 0.9
+    assert pearson_centred(profiles[0], average + 0.01 * rng.normal(size=200), average) == pytest.approx(0, abs=0.2)
+    # "no effect" scores on a perturbation that has none: the trap the docstring names
+    assert pearson_centred(control + own[0], control, average) > 0.9
+
+
+PLAIN = {
+    "mae": lambda o, p, c, g: mae(o, p, g),
+    "mse": lambda o, p, c, g: mse(o, p, g),
+    "r2": lambda o, p, c, g: r2_score_genes(o, p, g),
+    "pearson": lambda o, p, c, g: pearson_effect(o, p, c, None, g),
+    "cosine": lambda o, p, c, g: cosine_effect(o, p, c, None, g),
+    "centred": lambda o, p, c, g: pearson_centred(o, p, c, g),
+    "direction": lambda o, p, c, g: direction_agreement(o, p, c, None, g)[0],
+}
+
+
+@pytest.mark.parametrize("metric", PLAIN.values(), ids=PLAIN)
+def test_what_every_metric_on_profiles_accepts(metric, cells):
+    observed, predicted, control = cells[:10], cells[10:20], cells[20:]
+    mask = np.array([1, 0, 1, 1, 0, 1, 0], bool)
+    value = metric(observed, predicted, control, None)
+    for form in (sp.csr_matrix, mean_profile, cell_moments):
+        assert metric(form(observed), form(predicted), form(control), None) == pytest.approx(value)
+    got = metric(observed, predicted, control, np.flatnonzero(mask))
+    assert got == pytest.approx(metric(observed[:, mask], predicted[:, mask], control[:, mask], None))
+    assert got == metric(observed, predicted, control, mask)
+    assert np.isfinite(metric(observed[:1], predicted[:1], control, None))
+    assert np.isnan(metric(observed, predicted, control, np.zeros(7, bool)))  # all genes left out, without a warning
+    with pytest.raises(ValueError, match="observed: 6, predicted: 7"):
+        metric(observed[:, 1:], predicted, control, None)
 
 
 def test_top_genes():
