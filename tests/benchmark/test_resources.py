@@ -95,6 +95,25 @@ def test_child_processes_count():
     assert meter.usage.peak_memory_mb("fit") > 70
 
 
+def test_a_child_process_that_goes_on_counts_in_each_phase():
+    code = "import time\nwhile input():\n    t = time.process_time() + 0.8\n    while time.process_time() < t: pass\n    print(flush=True)"
+    with Meter() as meter:
+        with meter.phase("fit"):
+            child = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
+            ask(child)
+        with meter.phase("predict"):
+            ask(child)
+            child.communicate("\n")
+    assert 0.7 < meter.usage.cpu_s("fit") < 1.2
+    assert 0.7 < meter.usage.cpu_s("predict") < 1.2
+
+
+def ask(child):
+    child.stdin.write("go on\n")
+    child.stdin.flush()
+    assert child.stdout.readline() == "\n"
+
+
 def test_phases_do_not_overlap():
     with Meter() as meter, meter.phase("fit"), pytest.raises(RuntimeError, match="'score' is inside"):
         meter.phase("score").__enter__()

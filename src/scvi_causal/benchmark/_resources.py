@@ -29,7 +29,7 @@ class Phase:
     """What one phase of a job took, summed over the times it was entered."""
 
     cpu_s: float = 0.0
-    """CPU time of all threads of the process, and of child processes that have ended."""
+    """CPU time of all threads of the process, and of its child processes."""
     wall_s: float = 0.0
     peak_memory_mb: float = 0.0
     """Highest memory above that at the start of the job, in 10^6 bytes; 0 if it never rose."""
@@ -107,15 +107,19 @@ class Meter:
         if self._current is not None:
             raise RuntimeError(f"phase {name!r} is inside another phase: phases follow each other.")
         phase = self.usage.phases.setdefault(name, Phase())
-        wall, cpu = time.perf_counter(), cpu_seconds()
+        wall, cpu = time.perf_counter(), self._cpu_seconds()
         self._current = phase
         try:
             yield phase
         finally:
             self._sample()
             self._current = None
-            phase.cpu_s += cpu_seconds() - cpu
+            phase.cpu_s += self._cpu_seconds() - cpu
             phase.wall_s += time.perf_counter() - wall
+
+    def _cpu_seconds(self) -> float:
+        # a foreign model may fit and predict in one process that goes on between the phases
+        return cpu_seconds() + sum(map(cpu_seconds_of, self._children))
 
     def _watch(self) -> None:
         while not self._stopped.wait(INTERVAL):
@@ -147,6 +151,15 @@ def cpu_seconds() -> float:
     """CPU time of this process so far, child processes that have ended included."""
     times = os.times()
     return time.process_time() + times.children_user + times.children_system
+
+
+def cpu_seconds_of(process: psutil.Process) -> float:
+    """CPU time of another process and of its children that have ended; 0 if it has ended and was waited for."""
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return times.user + times.system + getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
 
 
 def own_memory(process: psutil.Process) -> int:
