@@ -3,12 +3,14 @@
 from ._arrays import log1p_normalize, mean_profile
 from ._calibration import coverage_of_cells, interval_coverage, pit_values
 from ._ceiling import noise_ceiling
+from ._cell_eval import cell_eval
 from ._controls import split_controls
 from ._de import de_auprc, de_direction, de_overlap, de_overlap_at_k, differential_expression
 from ._directions import direction_agreement
 from ._discrimination import discrimination
 from ._dispersion import gene_variance, pair_dispersion, variance_ratio
 from ._distances import energy_distance, fit_pca, median_bandwidth, mmd_squared, wasserstein_genes
+from ._effect_test import effect_test
 from ._moments import Moments, cell_moments
 from ._observed import ObservedPopulation
 from ._profiles import cosine_effect, mae, mse, mse_ratio, pearson_centred, pearson_effect, r2_score_genes, top_de_genes
@@ -22,6 +24,7 @@ __all__ = [
     "Metric",
     "Moments",
     "ObservedPopulation",
+    "cell_eval",
     "cell_moments",
     "cosine_effect",
     "coverage_of_cells",
@@ -33,6 +36,7 @@ __all__ = [
     "differential_expression",
     "direction_agreement",
     "discrimination",
+    "effect_test",
     "energy_distance",
     "fit_pca",
     "gene_variance",
