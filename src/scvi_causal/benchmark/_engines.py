@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from scvi_causal.data._messages import did_you_mean
+
 from ._resources import fixed_threads, quick_garbage_collection
 
 if TYPE_CHECKING:
@@ -79,10 +81,7 @@ def run_jobs(
     RuntimeError
         If worker processes cannot start.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine={engine!r} is not one of {', '.join(map(repr, ENGINES))}.")
-    if n_workers < 1:
-        raise ValueError(f"n_workers={n_workers} is not at least 1.")
+    check_engine(engine, n_workers, threads)
     if engine == "inprocess":
         return _inprocess(work, screen, jobs, threads)
     if engine == "processes":
@@ -90,6 +89,19 @@ def run_jobs(
 
         return run_in_processes(work, screen, jobs, n_workers, threads, scratch)
     return _ray(work, screen, jobs, n_workers, threads)
+
+
+def check_engine(engine: str, n_workers: int, threads: int) -> None:
+    """Raise what is wrong with the engine before anything is computed."""
+    if engine not in ENGINES:
+        raise ValueError(
+            f"engine={engine!r} is not one of {', '.join(map(repr, ENGINES))}.{did_you_mean(engine, ENGINES)}"
+        )
+    for name, value in (("n_workers", n_workers), ("threads", threads)):
+        if value < 1:
+            raise ValueError(f"{name}={value} is not at least 1.")
+    if engine == "ray":
+        import_ray()
 
 
 def attempt(work: Work, screen: Any, job: Any, threads: int) -> Any:
