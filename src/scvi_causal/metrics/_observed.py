@@ -224,7 +224,7 @@ class ObservedPopulation:
             score |= self._score_distances(_dense(sample))
         if "energy_pca" in wanted and self.pca is not None:
             observed, within = self._sample_pca
-            projected = self.pca.transform(sample)
+            projected = self._project(sample)
             between, own = mean_between(observed, projected, [np.sqrt])[0], mean_within(projected, [np.sqrt])[0]
             score["energy_pca"] = float(2 * between - within - own)
         if "wasserstein" in wanted:
@@ -275,8 +275,11 @@ class ObservedPopulation:
 
     @cached_property
     def _sample_pca(self):
-        projected = self.pca.transform(self._sample)
+        projected = self._project(self._sample)
         return projected, mean_within(projected, [np.sqrt])[0]
+
+    def _project(self, sample) -> np.ndarray:
+        return self.pca.transform(sample.astype(np.float64, copy=False))
 
     @cached_property
     def _sorted(self) -> np.ndarray:

@@ -1,0 +1,74 @@
+"""Is there an effect at all? Against all arrangements of few cells, and its level and power on simulations."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from scipy.stats import binom
+
+from scvi_causal.metrics import _effect_test, effect_test
+
+
+def counts(rng, n, level):
+    return np.log1p(rng.poisson(level * rng.gamma(4, 0.25, (n, 1)))).astype(np.float32)
+
+
+def test_agrees_with_all_arrangements_of_few_cells():
+    rng = np.random.default_rng(0)
+    cells = rng.normal(size=(8, 3)) + np.where(np.arange(8) < 4, 0.6, 0.0)[:, None]
+    distance = lambda chosen: ((cells[list(chosen)].mean(0) - np.delete(cells, list(chosen), 0).mean(0)) ** 2).sum()
+    every = np.array([distance(chosen) for chosen in combinations(range(8), 4)])
+    exact = (every >= distance(range(4)) - 1e-12).mean()
+    assert effect_test(cells[:4], cells[4:], n_permutations=20_000) == pytest.approx(exact, abs=0.01)
+
+
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix])
+def test_level_and_power(form):
+    rng = np.random.default_rng(1)
+    level = rng.gamma(1.0, 0.5, 60)
+    up = np.where(np.arange(60) < 6, 2.0, 1.0)
+    run = lambda k, strong: effect_test(
+        form(counts(rng, 40, level * (up if strong else 1))), form(counts(rng, 90, level)), n_permutations=99, seed=k
+    )
+    null = np.array([run(k, False) for k in range(200)])
+    for alpha in (0.05, 0.2):
+        low, high = binom.ppf([0.001, 0.999], 200, alpha)
+        assert low <= (null <= alpha).sum() <= high
+    assert 0.4 < null.mean() < 0.6
+    # six of 60 genes twice as high
+    assert np.mean([run(k, True) <= 0.05 for k in range(40)]) > 0.9
+
+
+def test_form_block_and_draw_do_not_matter_and_the_seed_does(monkeypatch):
+    rng = np.random.default_rng(2)
+    level = rng.gamma(1.0, 0.5, 20)
+    observed, control = counts(rng, 30, level * 1.2), counts(rng, 50, level)
+    p = effect_test(observed, control)
+    assert effect_test(sp.csr_matrix(observed), sp.csc_matrix(control)) == p
+    assert effect_test(observed, control, seed=1) != p
+    assert effect_test(observed, control, max_cells=20) != p
+    monkeypatch.setattr(_effect_test, "_BLOCK_VALUES", 1000)
+    assert effect_test(observed, control) == p
+    # which genes are there matters to neither side alone: the test is symmetric
+    assert effect_test(control, observed) == pytest.approx(p, abs=0.06)
+
+
+def test_degenerate_populations():
+    same = np.ones((10, 4))
+    assert effect_test(same, same) == 1.0
+    assert effect_test(same[:1], same) == 1.0
+    # a single cell unlike 39 others cannot be surer than 1 / 40
+    rng = np.random.default_rng(0)
+    others = rng.normal(size=(39, 4))
+    assert effect_test(np.full((1, 4), 50.0), others, n_permutations=2000) == pytest.approx(1 / 40, abs=0.01)
+    with pytest.raises(ValueError, match="control: no cells"):
+        effect_test(same, same[:0])
+    with pytest.raises(ValueError, match="observed: 4, control: 3"):
+        effect_test(same, same[:, 1:])
+    with pytest.raises(ValueError, match="observed: 1 of 4 genes"):
+        effect_test(np.where(np.eye(10, 4) * [[0, 0, 1, 0]], np.nan, same), same)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        effect_test(same, same, n_permutations=0)
