@@ -12,7 +12,7 @@ import pandas as pd
 from scvi_causal.data._messages import plural
 from scvi_causal.metrics import split_controls
 
-from ._holdouts import Held, hold_out
+from ._holdouts import MAX_PAIRS, Held, hold_out
 
 if TYPE_CHECKING:
     from ._screen import Screen
@@ -59,8 +59,8 @@ class Fold:
 
     Attributes
     ----------
-    task
-        Kind of the task.
+    question
+        The task.
     index
         Number of the fold within the task.
     seed
@@ -79,7 +79,7 @@ class Fold:
         What could not be done as asked, for the report; ``""`` if nothing.
     """
 
-    task: str
+    question: Task
     index: int
     seed: int
     train: np.ndarray
@@ -88,6 +88,11 @@ class Fold:
     description: str = ""
     n_left_out: int = 0
     note: str = ""
+
+    @property
+    def task(self) -> str:
+        """Kind of the task."""
+        return self.question.kind
 
     @property
     def contexts(self) -> tuple[str, ...]:
@@ -120,6 +125,7 @@ def make_folds(
     *,
     min_cells: int = 10,
     max_populations: int | None = None,
+    max_pairs: int = MAX_PAIRS,
 ) -> list[Fold]:
     """All folds of a task.
 
@@ -139,6 +145,8 @@ def make_folds(
         Cells that a population needs to be scored; a context needs twice as many control cells.
     max_populations
         Populations to score per fold at most, the largest first.
+    max_pairs
+        Up to so many pairs of a perturbation and a context are held out one at a time.
 
     Raises
     ------
@@ -152,10 +160,10 @@ def make_folds(
     halves = _Halves(screen, seed, controls, min_cells)
     if task.kind == "seen":
         held = [Held(~screen.is_control, frozenset(screen.tokens), "half of the cells")]
-        folds = [_seen_fold(screen, halves, max_populations)]
+        folds = [_seen_fold(screen, task, halves, max_populations)]
     else:
-        held = list(hold_out(screen, task, seed, lambda cells: bool(halves.groups(cells)[0])))
-        folds = [_fold(screen, task.kind, i, part, halves, max_populations) for i, part in enumerate(held)]
+        held = list(hold_out(screen, task, seed, lambda cells: bool(halves.groups(cells)[0]), max_pairs))
+        folds = [_fold(screen, task, i, part, halves, max_populations) for i, part in enumerate(held)]
     if not any(fold.populations for fold in folds):
         raise ValueError(_nothing_to_score(halves, held, min_cells))
     return [fold for fold in folds if fold.populations]
@@ -225,7 +233,7 @@ class _Halves:
         return np.sort(np.random.default_rng([self.seed, 3]).choice(cells, MAX_SOURCES, replace=False))
 
 
-def _fold(screen: Screen, kind: str, index: int, held: Held, halves: _Halves, max_populations: int | None) -> Fold:
+def _fold(screen: Screen, task: Task, index: int, held: Held, halves: _Halves, max_populations: int | None) -> Fold:
     groups, n_left_out = halves.groups(held.cells, held.scored)
     groups, n_more = _largest(groups, max_populations)
     split = {context: halves.split(context) for context in dict.fromkeys(context for _, context, _ in groups)}
@@ -242,7 +250,7 @@ def _fold(screen: Screen, kind: str, index: int, held: Held, halves: _Halves, ma
         screen, halves, groups, train, {c: (halves.sources(a), b) for c, (a, b) in split.items()}
     )
     return Fold(
-        kind,
+        task,
         index,
         halves.seed,
         np.flatnonzero(train),
@@ -254,7 +262,7 @@ def _fold(screen: Screen, kind: str, index: int, held: Held, halves: _Halves, ma
     )
 
 
-def _seen_fold(screen: Screen, halves: _Halves, max_populations: int | None) -> Fold:
+def _seen_fold(screen: Screen, task: Task, halves: _Halves, max_populations: int | None) -> Fold:
     """Half of the cells of every condition in every context, controls too."""
     strata = halves.label_codes * len(halves.context_names) + halves.context_codes
     splittable = np.bincount(strata)[strata] > 1
@@ -273,7 +281,7 @@ def _seen_fold(screen: Screen, halves: _Halves, max_populations: int | None) -> 
     populations = _populations(screen, halves, groups, train, split)
     description = "half of the cells of every perturbation, and of the control"
     return Fold(
-        "seen",
+        task,
         0,
         halves.seed,
         np.flatnonzero(train),

@@ -44,7 +44,9 @@ class Held:
     note: str = ""
 
 
-def hold_out(screen: Screen, task: Task, seed: int, enough: Callable[[np.ndarray], bool]) -> Iterator[Held]:
+def hold_out(
+    screen: Screen, task: Task, seed: int, enough: Callable[[np.ndarray], bool], max_pairs: int = MAX_PAIRS
+) -> Iterator[Held]:
     """What each fold of a task holds out.
 
     Parameters
@@ -57,6 +59,8 @@ def hold_out(screen: Screen, task: Task, seed: int, enough: Callable[[np.ndarray
         Of the folds.
     enough
         Tells of a mask of perturbed cells whether any population in it can be scored.
+    max_pairs
+        Up to so many pairs are held out one at a time.
     """
     columns = _holdout.Screen.read(
         screen.adata,
@@ -69,13 +73,11 @@ def hold_out(screen: Screen, task: Task, seed: int, enough: Callable[[np.ndarray
     choice = _holdout.Choice(
         columns, 1 / task.n_folds, None, task.n_folds, task.holdout, task.combo_seen, np.random.default_rng([seed, 0])
     )
-    how = {
-        "unseen": _tokens,
-        "combination": _combinations,
-        "context": _contexts,
-        "context-perturbation": _pairs,
-    }
-    yield from how[task.kind](screen, task, choice, seed, enough)
+    if task.kind == "context-perturbation":
+        yield from _pairs(screen, task, choice, seed, enough, max_pairs)
+        return
+    how = {"unseen": _tokens, "combination": _combinations, "context": _contexts}
+    yield from how[task.kind](screen, task, choice, seed)
 
 
 def _fresh(choice: _holdout.Choice, seed: int, **changes) -> _holdout.Choice:
@@ -111,7 +113,7 @@ def _fold_numbers(task: Task, n_units: int, noun: str) -> list[int | None]:
     return list(range(task.n_folds))
 
 
-def _tokens(screen: Screen, task: Task, choice: _holdout.Choice, seed: int, enough) -> Iterator[Held]:
+def _tokens(screen: Screen, task: Task, choice: _holdout.Choice, seed: int) -> Iterator[Held]:
     singles = {label for label, tokens in screen.tokens.items() if len(tokens) == 1}
     if not singles:
         raise ValueError(
@@ -133,7 +135,7 @@ def _held_tokens(screen: Screen, cells: np.ndarray) -> set[str]:
     return {token for label in _labels(screen, cells) for token in screen.tokens[label]} - kept
 
 
-def _combinations(screen: Screen, task: Task, choice: _holdout.Choice, seed: int, enough) -> Iterator[Held]:
+def _combinations(screen: Screen, task: Task, choice: _holdout.Choice, seed: int) -> Iterator[Held]:
     joint = {label for label, tokens in screen.tokens.items() if len(tokens) > 1}
     if not joint:
         raise ValueError(
@@ -167,7 +169,7 @@ def _combinations(screen: Screen, task: Task, choice: _holdout.Choice, seed: int
         yield Held(cells, frozenset(scored), description, note)
 
 
-def _contexts(screen: Screen, task: Task, choice: _holdout.Choice, seed: int, enough) -> Iterator[Held]:
+def _contexts(screen: Screen, task: Task, choice: _holdout.Choice, seed: int) -> Iterator[Held]:
     levels, is_control = choice.screen.levels, screen.is_control
     values = sorted(set(levels[~is_control]))
     if len(values) < 2:
@@ -192,7 +194,9 @@ def _contexts(screen: Screen, task: Task, choice: _holdout.Choice, seed: int, en
         yield Held(cells, frozenset(_labels(screen, cells)), description, note)
 
 
-def _pairs(screen: Screen, task: Task, choice: _holdout.Choice, seed: int, enough) -> Iterator[Held]:
+def _pairs(
+    screen: Screen, task: Task, choice: _holdout.Choice, seed: int, enough: Callable, max_pairs: int
+) -> Iterator[Held]:
     levels, labels = choice.screen.levels, screen.labels
     table = pd.DataFrame({"label": labels, "level": levels})[~screen.is_control].drop_duplicates()
     elsewhere = table["label"].value_counts()
@@ -207,7 +211,7 @@ def _pairs(screen: Screen, task: Task, choice: _holdout.Choice, seed: int, enoug
         for label, level in several.itertuples(index=False)
         if enough((labels == label) & (levels == level))
     ]
-    if task.holdout is None and len(units) > MAX_PAIRS:
+    if task.holdout is None and len(units) > max_pairs:
         for fold in range(task.n_folds):
             cells, note = _quietly(_holdout.hold_out_pairs, _fresh(choice, seed, fold=fold))
             pairs = table[cells[table.index]]

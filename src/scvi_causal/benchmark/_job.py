@@ -7,9 +7,11 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
 
+from ._resources import Meter
+
+if TYPE_CHECKING:
     from ._folds import Fold
     from ._models import ModelSpec
     from ._screen import Screen
@@ -152,7 +154,50 @@ class JobResult:
 def run_job(screen: Screen, job: Job) -> JobResult:
     """Run a job.
 
-    Whatever the model raises or returns ends up in the result; only ``KeyboardInterrupt`` passes. The random state of the
-    process is as before when it returns.
+    Whatever the model raises or returns ends up in the result; only ``KeyboardInterrupt`` passes. Seeds are set from the fold,
+    and the random states of the process are as before when it returns.
+
+    Parameters
+    ----------
+    screen
+        The data; not changed.
+    job
+        What to do.
+
+    Examples
+    --------
+    >>> from scvi_causal.benchmark import Task
+    >>> from scvi_causal.benchmark._folds import make_folds
+    >>> from scvi_causal.benchmark._job import Job, run_job
+    >>> from scvi_causal.benchmark._models import ModelSpec
+    >>> from scvi_causal.benchmark._screen import Screen
+    >>> from scvi_causal.data import simulate_screen
+    >>> adata = simulate_screen(n_genes=20, n_perturbations=4, n_cells_per_perturbation=30, n_control=60, seed=0).adata
+    >>> screen = Screen.build(adata)
+    >>> fold = make_folds(screen, Task("unseen", n_folds=2))[0]
+    >>> result = run_job(screen, Job("PerturbedMean", ModelSpec("PerturbedMean"), fold))
+    >>> result.status, len(result.rows)
+    ('ok', 2)
     """
-    raise NotImplementedError
+    from ._ceiling_job import measure_ceiling
+    from ._model_job import run_model
+
+    with Meter() as meter:
+        rows, effects, failure, warned = (measure_ceiling if job.is_ceiling else run_model)(screen, job, meter)
+    usage = meter.usage
+    costs = {f"{phase}_cpu_s": usage.cpu_s(phase) for phase in ("fit", "predict", "score")}
+    costs |= {
+        "wall_s": usage.phase_wall_s("fit", "predict"),
+        "peak_memory_mb": usage.peak_memory_mb("fit", "predict"),
+    }
+    statuses = {row["status"] for row in rows}
+    status = "failed" if "failed" in statuses else "refused" if statuses == {"refused"} else "ok"
+    table = pd.DataFrame([row | costs for row in rows])
+    index = pd.MultiIndex.from_tuples(
+        [(p.perturbation, p.context) for p in job.fold.populations], names=["perturbation", "context"]
+    )
+    effects = pd.DataFrame(effects, index=index, columns=screen.adata.var_names.astype(str))
+    fold = job.fold
+    return JobResult(
+        job.model, job.is_ceiling, fold.task, fold.index, fold.seed, table, effects, status, *failure, warned
+    )

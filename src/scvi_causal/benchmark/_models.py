@@ -65,6 +65,10 @@ class ModelSpec:
             )
         if not 0 <= self.valid_size < 1:
             raise ValueError(f"valid_size={self.valid_size} is no share: pass a number from 0 to below 1.")
+        if self.train.get("early_stopping") and not self.valid_size:
+            raise ValueError(
+                "train asks for early_stopping, and no cell is for validation: pass valid_size=0.1 as well."
+            )
         flat = [
             name for name, values in self.grid.items() if isinstance(values, str) or not isinstance(values, Sequence)
         ]

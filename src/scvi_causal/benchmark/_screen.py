@@ -18,6 +18,7 @@ from scvi_causal.data._holdout import read_columns
 from scvi_causal.data._labels import as_control_categories, looks_like_control
 from scvi_causal.data._messages import did_you_mean, listed
 from scvi_causal.data._scan import scan_matrix, why_unreadable
+from scvi_causal.data._validate import check_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,6 +103,9 @@ class Screen:
             If columns or control cells are missing, or values are missing or not finite.
         """
         adata = adata if not isinstance(adata, str | Path) else _read(Path(adata))
+        if adata.isbacked:
+            adata = adata.to_memory()
+        check_names(adata)
         controls = as_control_categories(control_category)
         covariates = [categorical_covariate_keys] if isinstance(categorical_covariate_keys, str) else []
         covariates = covariates or list(categorical_covariate_keys or [])
@@ -149,6 +153,11 @@ class Screen:
     def targets(self) -> tuple[str, ...]:
         """Tokens of the screen, in alphabetical order: names that models may be asked for."""
         return tuple(sorted({token for tokens in self.tokens.values() for token in tokens}))
+
+    @cached_property
+    def cell_place(self) -> pd.Index:
+        """Names of the cells, to look up their positions."""
+        return pd.Index(self.adata.obs_names.astype(str))
 
     @cached_property
     def fingerprint(self) -> str:

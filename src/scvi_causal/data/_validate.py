@@ -85,7 +85,7 @@ def validate_setup(
     _check_size(adata, is_query)
     if is_query:
         check_genes(adata.var_names, _state(source_registry, CAUSAL_KEYS.GRN)["var_names"])
-    _check_names(adata)
+    check_names(adata)
     _check_perturbations(adata, perturbation_key, control_category, dosage_key, separator, is_query)
     categorical = _as_keys("categorical_covariate_keys", categorical_covariate_keys)
     _check_categorical(adata, "batch_key", [batch_key] if batch_key else [])
@@ -153,7 +153,8 @@ def _check_size(adata: AnnData, is_query: bool) -> None:
         raise ValueError("The AnnData has no genes: check the filter that made it.")
 
 
-def _check_names(adata: AnnData) -> None:
+def check_names(adata: AnnData) -> None:
+    """Raise ``ValueError`` if two genes, or two cells, have the same name."""
     for names, what, fix in (
         (adata.var_names, "gene", "adata.var_names_make_unique()"),
         (adata.obs_names, "cell", "adata.obs_names_make_unique()"),
