@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from scipy import stats
 
@@ -29,10 +31,19 @@ def bootstrap_means(values: np.ndarray, clusters: np.ndarray, n_boot: int = 10_0
     n_clusters = int(codes.max()) + 1
     sums = np.zeros((n_clusters, *values.shape[1:]))
     np.add.at(sums, codes, values)
-    drawn = np.random.default_rng(seed).multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=n_boot)
+    drawn = _drawn(n_clusters, n_boot, seed)
     sizes = drawn @ np.bincount(codes)
     means = drawn @ sums
     return means / (sizes if values.ndim == 1 else sizes[:, None])
+
+
+@lru_cache(maxsize=4)
+def _drawn(n_clusters: int, n_boot: int, seed: int) -> np.ndarray:
+    """(n_boot, n_clusters) how often each cluster is drawn; the same for all models and metrics of a table."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=n_boot).astype(np.float32)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def interval(means: np.ndarray, n_clusters: int, level: float = 0.95) -> tuple[float, float]:
@@ -60,11 +71,6 @@ def signed_rank(differences: np.ndarray) -> tuple[float, int]:
     if differences.size == 0:
         return 1.0, 0
     return float(stats.wilcoxon(differences).pvalue), differences.size
-
-
-def smallest_p(n: int) -> float:
-    """The smallest two-sided p that n pairs can give in a signed-rank test: all of them with the same sign."""
-    return min(1.0, 2.0 ** (1 - n))
 
 
 def pairs_needed(n_tests: int = 1, alpha: float = 0.05) -> int:

@@ -12,6 +12,8 @@ from scvi_causal.data._messages import did_you_mean, listed
 from ._style import CATEGORIES, axes_or_new, despine
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
 
 # shapes as well as colours, so that models are told apart in grey too
@@ -25,16 +27,19 @@ def scores(
     *,
     baseline: str | None = None,
     ceiling: pd.DataFrame | None = None,
+    muted: Sequence[str] = (),
     better: str = "higher",
+    sort: bool = True,
     max_rows: int = 40,
     limits: tuple[float, float] | None = None,
     xlabel: str | None = None,
     title: str | None = None,
+    legend: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
     """Dot plot with a row per population: where each model lies between a simple baseline and the noise ceiling.
 
-    Rows are sorted by the ceiling, what can be predicted best on top; below a line, the means over *all* populations.
+    What can be predicted best is on top; below a line are the means over *all* populations.
 
     Parameters
     ----------
@@ -44,14 +49,21 @@ def scores(
         The column that is drawn as a black tick, not as a marker.
     ceiling
         By population: ``value``, and ``low`` and ``high`` where the interval is known.
+    muted
+        Columns that are drawn as small grey rings, under one name: the other baselines.
     better
-        ``"higher"``, ``"lower"`` or ``"closer"``: the order of the rows (``"closer"`` keeps the order of the index).
+        ``"higher"``, ``"lower"`` or ``"closer"``: what "best" means in the order of the rows.
+    sort
+        Rows by their ceiling (without one, by their mean); else, and where the best value lies in between, in the order of
+        the index.
     max_rows
         With more populations, this many are drawn, evenly spaced in that order; the title says so.
     limits
         Of the axis; ``None`` fits what is drawn. Markers far outside of everything else are drawn at the edge as arrows.
     xlabel, title
         Texts of the axes.
+    legend
+        Whether to explain the markers above the axes.
     ax
         Axes to draw into; ``None`` makes a figure of its own, whose height grows with the number of rows.
 
@@ -62,7 +74,7 @@ def scores(
     Raises
     ------
     ValueError
-        If ``values`` is empty, ``baseline`` is none of its columns, or ``ceiling`` has no column ``value``.
+        If ``values`` is empty, ``baseline`` or one of ``muted`` is none of its columns, or ``ceiling`` has no column ``value``.
 
     Examples
     --------
@@ -74,19 +86,24 @@ def scores(
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['JAK2', 'STAT1', 'mean']
     """
-    _check(values, baseline, ceiling)
+    _check(values, [*([] if baseline is None else [baseline]), *muted], ceiling)
     if ceiling is not None:
         ceiling = ceiling.reindex(values.index)
-    order = _order(values, ceiling, better)
+    order = _order(values, ceiling, better) if sort else np.arange(len(values))
     drawn = order[np.unique(np.linspace(0, len(order) - 1, min(max_rows, len(order))).round().astype(int))]
     ax = axes_or_new(ax, (6.0, 1.3 + 0.2 * (len(drawn) + 1)))
     limits = limits or _limits(values.iloc[drawn], ceiling if ceiling is None else ceiling.iloc[drawn])
 
     y = np.append(np.arange(len(drawn)), len(drawn) + 0.4)
     table = pd.concat([values.iloc[drawn], values.mean().to_frame(MEAN).T])
-    others = [model for model in values.columns if model != baseline]
+    others = [model for model in values.columns if model != baseline and model not in set(muted)]
     for number, model in enumerate(others):
         _draw_model(ax, table[model].to_numpy(dtype=float), y, number, str(model), limits)
+    if muted:
+        rings = {"color": TICK, "markerfacecolor": "white", "markersize": 4.5, "markeredgewidth": 1.0, "zorder": 2.5}
+        x = table[list(muted)].to_numpy(dtype=float)
+        x = np.where((x >= limits[0]) & (x <= limits[1]), x, np.nan)
+        ax.plot(x.ravel(), np.repeat(y, x.shape[1]), "o", label="other baselines", **rings)
     if baseline is not None:
         ax.plot(table[baseline], y, "|", color="black", markersize=11, markeredgewidth=1.8, label=baseline, zorder=3)
     if ceiling is not None:
@@ -101,16 +118,17 @@ def scores(
     ax.tick_params(axis="y", length=0)
     despine(ax)
     left_out = "" if len(drawn) == len(order) else f"{len(drawn)} of {len(order)} populations"
-    _titles(ax, title, left_out, n_entries=len(values.columns) + (ceiling is not None))
+    _titles(ax, title, left_out, n_entries=len(ax.get_legend_handles_labels()[1]) if legend else 0)
     return ax
 
 
-def _check(values: pd.DataFrame, baseline: str | None, ceiling: pd.DataFrame | None) -> None:
+def _check(values: pd.DataFrame, named: list[str], ceiling: pd.DataFrame | None) -> None:
     if values.empty:
         raise ValueError(f"values has {values.shape[0]} populations and {values.shape[1]} models: nothing to draw.")
-    if baseline is not None and baseline not in values.columns:
-        hint = did_you_mean(baseline, values.columns)
-        raise ValueError(f"baseline={baseline!r} is not among the columns {listed(values.columns)}.{hint}")
+    missing = [name for name in named if name not in values.columns]
+    if missing:
+        hint = did_you_mean(missing[0], values.columns)
+        raise ValueError(f"{listed(missing)} is not among the columns {listed(values.columns)}.{hint}")
     if ceiling is not None and "value" not in ceiling:
         raise ValueError(f"ceiling needs a column 'value', it has {listed(ceiling.columns)}.")
 
@@ -166,9 +184,10 @@ def _draw_model(ax: Axes, x: np.ndarray, y: np.ndarray, number: int, label: str,
 
 def _titles(ax: Axes, title: str | None, left_out: str, n_entries: int) -> None:
     """Legend above the axes, and the title above the legend."""
-    columns = min(n_entries, 3)
-    place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
-    ax.legend(frameon=False, ncols=columns, fontsize=9, handletextpad=0.4, columnspacing=1.2, **place)
+    columns = max(1, min(n_entries, 3))
+    if n_entries:
+        place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
+        ax.legend(frameon=False, ncols=columns, fontsize=9, handletextpad=0.4, columnspacing=1.2, **place)
     text = " ".join(part for part in (title, f"({left_out})" if left_out else "") if part)
     if text:
         ax.set_title(text, loc="left", pad=8 + 15 * int(np.ceil(n_entries / columns)))

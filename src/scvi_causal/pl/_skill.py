@@ -69,7 +69,7 @@ def skill(
             raise ValueError(f"raw lacks some of what is in table: {missing}.")
         raw = raw.loc[table.index, table.columns]
     n_models, n_metrics = table.shape
-    ax = axes_or_new(ax, (2.2 + 0.95 * n_metrics, 1.5 + (0.5 if raw is None else 0.58) * n_models))
+    ax = axes_or_new(ax, (2.2 + 1.0 * n_metrics, 1.5 + (0.5 if raw is None else 0.58) * n_models))
     values = table.to_numpy(dtype=float)
     cmap = _diverging()
     image = ax.imshow(np.clip(values, -1, 1), cmap=cmap, vmin=-1, vmax=1, aspect="auto")
@@ -107,10 +107,12 @@ def _write(ax: Axes, x: int, y: int, value: float, raw: float | None, cmap: Colo
     color = "white" if 0.299 * r + 0.587 * g + 0.114 * b < 0.55 else "black"
     text = f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−") if known else "–"
     shift = 0.0 if raw is None else 0.14
-    ax.text(x, y - shift, text, ha="center", va="center", color=color, fontsize=10)
+    # inside the axes: to measure each of them for the layout would take longer than to draw all
+    style = {"ha": "center", "va": "center", "color": color, "in_layout": False}
+    ax.text(x, y - shift, text, fontsize=10, **style)
     if raw is not None and np.isfinite(raw):
-        ax.text(x, y + 0.24, f"{raw:.3g}".replace("-", "−"), ha="center", va="center", color=color, fontsize=7.5)
+        ax.text(x, y + 0.24, f"{raw:#.3g}".replace("-", "−"), fontsize=7.5, **style)
 
 
-def _wrap(name: str, width: int = 14) -> str:
+def _wrap(name: str, width: int = 12) -> str:
     return "\n".join(textwrap.wrap(name, width, break_long_words=False))

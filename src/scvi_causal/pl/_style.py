@@ -57,7 +57,10 @@ def label_points(ax: Axes, x: np.ndarray, y: np.ndarray, labels: list[str], obst
     from matplotlib.text import Text
 
     figure = ax.get_figure()
-    figure.draw_without_rendering()  # a constrained layout settles the axes only now
+    if figure.get_layout_engine() is None:
+        ax.apply_aspect()
+    else:
+        figure.draw_without_rendering()  # a constrained layout settles the axes only now
     renderer = figure.canvas.get_renderer()
     points = ax.transData.transform(obstacles)
     frame = ax.get_window_extent(renderer)

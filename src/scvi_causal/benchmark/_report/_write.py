@@ -5,6 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from scvi_causal.data._messages import plural
+
+from . import _method, _sections
+from ._blocks import Block, Heading, Picture, Text, plain
+from ._findings import Findings
+from .html import to_html
+from .markdown import to_markdown
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,7 +36,8 @@ def write_report(result, out: str | Path, *, name: str = "report", metrics: Sequ
         and the index levels ``model`` (``"observed"`` for the truth), ``seed``, ``fold``, ``perturbation``, ``context``.
         Without it, or where it returns no rows, these pictures are left out. Of ``config``, the arguments of ``run`` are
         read by their names, and ``title``, ``command``, ``commit``, ``versions`` (dict), ``data`` (dict of facts: name,
-        cells, genes ...), ``models`` (dict of texts) and ``machine``; whatever is missing is not mentioned.
+        cells, genes ...), ``models`` (dict of texts), ``machine``, ``warnings`` (dict of lists) and ``no_change`` (name of
+        the model that predicts no change, else ``"ControlMean"``); whatever is missing is not mentioned.
     out
         Folder; made if it is not there.
     name
@@ -39,5 +48,63 @@ def write_report(result, out: str | Path, *, name: str = "report", metrics: Sequ
     Returns
     -------
     The paths of the two files and of the folder of figures.
+
+    Raises
+    ------
+    ValueError
+        If there are no results, or a metric is unknown.
     """
-    raise NotImplementedError(Path(out))
+    blocks = build(result, metrics)
+    out = Path(out)
+    figures = out / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    pictures = [block for block in blocks if isinstance(block, Picture)]
+    for picture in pictures:
+        (figures / picture.name).write_bytes(picture.png)
+    files = ReportFiles(out / f"{name}.html", out / f"{name}.md", figures)
+    files.markdown.write_text(to_markdown(blocks, figures.name), encoding="utf-8")
+    files.html.write_text(to_html(blocks), encoding="utf-8")
+    return files
+
+
+def build(result, metrics: Sequence[str] | None = None) -> list[Block]:
+    """The whole report as blocks."""
+    if result.results.empty:
+        raise ValueError("There are no results to report: no job has finished yet.")
+    found = Findings(result.results, result.ceiling, dict(result.config), metrics)
+    return [
+        Heading(_title(found), 1),
+        Text(_facts(found)),
+        *_sections.leak_section(found),
+        *_sections.summary_section(found),
+        *_sections.comparison_section(found),
+        *_sections.population_section(found),
+        *_sections.effect_section(found, result),
+        *_sections.indistinguishable_section(found),
+        *_sections.failure_section(found),
+        *_method.stability_section(found),
+        *_method.cost_section(found),
+        *_method.metric_section(found),
+        *_method.origin_section(found),
+    ]
+
+
+def _title(found: Findings) -> str:
+    if found.config.get("title"):
+        return plain(found.config["title"])
+    task = found.config.get("task") or found.results["task"].iloc[0]
+    return f"Benchmark: {plain(task)}"
+
+
+def _facts(found: Findings) -> str:
+    results = found.results
+    contexts = results["context"].nunique()
+    where = f" in {contexts} contexts" if contexts > 1 else ""
+    parts = [
+        plural(results["perturbation"].nunique(), "perturbation") + where,
+        plural(len(found.models), "model") + " and " + plural(int(found.flags.sum()), "simple baseline"),
+        plural(int(results.groupby("seed")["fold"].nunique().max()), "fold"),
+        plural(results["seed"].nunique(), "seed"),
+        f"{found.config.get('controls', 'independent')} controls",
+    ]
+    return ", ".join(parts) + "."
