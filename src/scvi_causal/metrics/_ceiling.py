@@ -15,9 +15,8 @@ from ._registry import METRICS, PLAIN
 from ._score import DISTANCES, plain_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-SQUARED_ERRORS = ("mse", "mse_ratio", "mse_unbiased_ratio")
 R2 = ("r2", "r2_de", "r2_weighted")
 
 
@@ -47,14 +46,15 @@ def noise_ceiling(
 
     ==================================  ===============================================================================
     correlations                        Spearman-Brown, :math:`2 r / (1 + r)` (not below -1)
-    ``mse``, ``mse_ratio``,             halved: all of it is sampling noise, which falls with the number of cells
-    ``mse_unbiased_ratio``
-    ``r2``, ``r2_de``, ``r2_weighted``  :math:`1 - (1 - R^2) / 2`, for the same reason
+    ``mse``                             halved: all of it is sampling noise, which falls with the number of cells
+    ``mse_ratio``,                      the same for the error above the line, over the denominator of all cells
+    ``mse_unbiased_ratio``,
+    :math:`1 - R^2` of the R2
     ``mae``                             divided by :math:`\sqrt 2`: the noise of a mean falls with the root of n
     ``wasserstein``                     the same, as far as the cells that enter it become more (``max_cells``)
     ``energy``, ``energy_pca``,         as they are: unbiased, 0 in expectation at any size
     ``mmd2``
-    calls of DE                         as they are: full size has more power, so the true ceiling is higher
+    calls of DE                         as they are: full size has more power, so the true ceiling is (much) higher
     ``variance_ratio``, ``coverage90``  as they are: their best value is known
     ==================================  ===============================================================================
 
@@ -128,7 +128,7 @@ def noise_ceiling(
     # a mean has no moments: handed on as it came, so that nothing is tested against it
     controls = [m.mean if np.ndim(c) == 1 else m for m, c in zip(controls, (control_a, control_b), strict=True)]
     options = {"n_de": n_de, "pca": pca, "max_cells": max_cells, "alpha": alpha}
-    scores, samples = [], []
+    scores, samples, denominators = [], [], []
     weights = _bootstrap_weights(n_cells, n_bootstrap, seed)
     centre = shrunk_mean(cell_moments(observed), cell_moments(control_b).mean) if n_bootstrap else None
     for split in np.random.SeedSequence(seed).generate_state(n_splits):
@@ -139,30 +139,53 @@ def noise_ceiling(
         if n_bootstrap:
             halves = weights[:, half1], weights[:, half2]
             samples.append(bootstrap_scores(population, predicted, *halves, centre, average=average, exclude=exclude))
+        denominators.append(error_denominators(population))
     keys = plain_keys(pca) if metrics is None else list(scores[0])
     ceiling = {key: _mean([score.get(key, np.nan) for score in scores]) for key in keys}
     intervals = _intervals(ceiling, samples) if n_bootstrap else {}
     if spearman_brown:
-        sizes = _sizes(n_cells, max_cells)
-        ceiling = {key: full_size(key, value, *sizes) for key, value in ceiling.items()}
-        intervals = {key: full_size(key.rpartition("_")[0], value, *sizes) for key, value in intervals.items()}
+        factors = _error_factors(scores, denominators, ObservedPopulation(observed, *controls, **options))
+        ceiling = {key: full_size(key, value, factors) for key, value in ceiling.items()}
+        intervals = {key: full_size(key.rpartition("_")[0], value, factors) for key, value in intervals.items()}
     return ceiling | intervals
 
 
-def full_size(metric: str, value: float, n_half: int = 1, n_full: int = 2) -> float:
-    """Score of a replicate of full size from that of a half, see :func:`noise_ceiling`.
-
-    ``n_half`` and ``n_full`` are the cells that enter a Wasserstein distance.
-    """
+def full_size(metric: str, value: float, factors: Mapping[str, float]) -> float:
+    """Score of a replicate of full size from that of a half; ``factors`` by which errors fall, see :func:`noise_ceiling`."""
     if metric in METRICS and METRICS[metric].ceiling == "spearman-brown":
         return -1.0 if value <= -1 / 3 else 2 * value / (1 + value)
-    if metric in SQUARED_ERRORS:
-        return value / 2
     if metric in R2:
-        return 1 - (1 - value) / 2
-    if metric == "mae":
-        return value / np.sqrt(2)
-    return value * np.sqrt(n_half / n_full) if metric == "wasserstein" else value
+        return 1 - (1 - value) * factors[metric]
+    return value * factors.get(metric, 1.0)
+
+
+def error_denominators(population: ObservedPopulation) -> dict[str, float]:
+    """What the errors in ratios and in R2 are divided by: it holds noise too, and more of it in a half."""
+    truth, (source, _) = population.moments.mean, population.control_means
+    weights, effect, from_source = population.weights, population.effect, float(np.mean((truth - source) ** 2))
+    return {
+        "mse_ratio": from_source,
+        "mse_unbiased_ratio": from_source - float(population.moments.noise.mean()),
+        "r2": float(truth.var()),
+        "r2_de": float(truth[population.de_genes].var()),
+        "r2_weighted": float(weights @ (effect - weights @ effect) ** 2),
+    }
+
+
+def _error_factors(
+    scores: list[dict[str, float]], denominators: list[dict[str, float]], full: ObservedPopulation
+) -> dict[str, float]:
+    """Errors of a replicate of full size over those of the halves."""
+    n_cells, limit = full.moments.n_cells, full.max_cells or full.moments.n_cells
+    wasserstein = np.sqrt(min(n_cells // 2, limit) / min(n_cells, limit))
+    factors = {"mse": 0.5, "mae": np.sqrt(0.5), "wasserstein": wasserstein}
+    for name, below in error_denominators(full).items():
+        errors = np.array([1 - s.get(name, np.nan) if name in R2 else s.get(name, np.nan) for s in scores])
+        errors_above = errors * [half[name] for half in denominators]
+        total = np.nansum(errors)
+        ratio = np.nansum(errors_above) / total / below if total > 0 and below > 0 else 1.0
+        factors[name] = 0.5 * ratio
+    return factors
 
 
 def _names(metrics, distances: bool) -> list[str]:
@@ -171,11 +194,6 @@ def _names(metrics, distances: bool) -> list[str]:
     elif isinstance(metrics, str) and metrics == "all":
         metrics = [name for name, metric in METRICS.items() if metric.needs != "panel"]
     return [name for name in metrics if distances or name not in DISTANCES]
-
-
-def _sizes(n_cells: int, max_cells: int | None) -> tuple[int, int]:
-    limit = n_cells if max_cells is None else max_cells
-    return min(n_cells // 2, limit), min(n_cells, limit)
 
 
 def _bootstrap_weights(n_cells: int, n_bootstrap: int, seed: int) -> np.ndarray:
