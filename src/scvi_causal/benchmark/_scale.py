@@ -46,6 +46,8 @@ def oriented(frame: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 def per_population(frame: pd.DataFrame, columns: Sequence[str], by: Sequence[str] = ()) -> pd.DataFrame:
     """Means over seeds and folds within a population, the first step of every average; the order of rows is kept."""
     keys = [*by, *POPULATION]
+    if frame.empty:  # a ceiling that is not done yet has no columns either
+        return pd.DataFrame(columns=list(columns), index=pd.MultiIndex.from_tuples([], names=keys), dtype=float)
     return frame.groupby(keys, sort=False, observed=True)[list(columns)].mean()
 
 

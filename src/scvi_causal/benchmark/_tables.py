@@ -257,8 +257,9 @@ def breakdown(
     options = {"metrics": metric_names(results, metrics), "populations": "all", "skill": skill}
     tables = {}
     for value, part in results.groupby(by, sort=True, observed=True):
-        same = pd.MultiIndex.from_frame(rows[keys]).isin(pd.MultiIndex.from_frame(part[keys]))
-        tables[value] = summary(part, rows[same], **options)
+        if len(rows):
+            same = pd.MultiIndex.from_frame(rows[keys]).isin(pd.MultiIndex.from_frame(part[keys]))
+        tables[value] = summary(part, rows[same] if len(rows) else rows, **options)
     return pd.concat(tables, names=[by]) if tables else pd.DataFrame()
 
 

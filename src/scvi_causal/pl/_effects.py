@@ -78,7 +78,8 @@ def effects(
     ax.scatter(observed[weak], predicted[weak], s=8, color=COLORS["control"], alpha=0.6, linewidth=0, rasterized=True)
     ax.scatter(observed[strong], predicted[strong], s=18, color=COLORS["observed"], alpha=0.85, linewidth=0)
     _draw_guides(ax, limits or common_limits(observed, predicted))
-    if observed.std() > 0 and predicted.std() > 0:
+    # what differs from a constant by rounding alone has no correlation
+    if observed.std() > 0 and predicted.std() > 1e-5 * observed.std():
         r = np.corrcoef(observed, predicted)[0, 1]
         ax.text(0.98, 0.03, f"r = {r:.3f}", transform=ax.transAxes, ha="right", va="bottom")
     ax.set(xlabel="observed effect", ylabel="predicted effect", title=title)

@@ -106,11 +106,12 @@ def _write(ax: Axes, x: int, y: int, value: float, raw: float | None, cmap: Colo
     r, g, b, _ = cmap((np.clip(value, -1, 1) + 1) / 2) if known else (0.9, 0.9, 0.9, 1)
     color = "white" if 0.299 * r + 0.587 * g + 0.114 * b < 0.55 else "black"
     text = f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−") if known else "–"
+    raw = raw if raw is not None and np.isfinite(raw) else None
     shift = 0.0 if raw is None else 0.14
     # inside the axes: to measure each of them for the layout would take longer than to draw all
     style = {"ha": "center", "va": "center", "color": color, "in_layout": False}
     ax.text(x, y - shift, text, fontsize=10, **style)
-    if raw is not None and np.isfinite(raw):
+    if raw is not None:
         ax.text(x, y + 0.24, f"{raw:#.3g}".replace("-", "−"), fontsize=7.5, **style)
 
 

@@ -16,18 +16,17 @@ from ._blocks import Block, Bullets, Code, Heading, Table, Text, code, plain
 from ._findings import title_of
 
 if TYPE_CHECKING:
+    from scvi_causal.metrics import Metric
+
     from ._findings import Findings
 
 PACKAGES = ("scvi-causal", "scvi-tools", "torch", "anndata", "scanpy", "scikit-learn", "scipy", "numpy", "pandas")
-CEILINGS = {
-    "spearman-brown": "halves, corrected to full size by Spearman-Brown",
-    "split-half": "halves, scaled to full size where the rate is known",
-    "none": "none needed",
-}
-DIRECTIONS = {"higher": "higher", "lower": "lower"}
 # said elsewhere in the report, or of no use to a reader
-SKIPPED = {"title", "command", "commit", "versions", "data", "models", "machine", "warnings", "started", "finished", "out",
-           "progress", "report", "no_change"}  # fmt: skip
+SKIPPED = {
+    "title", "command", "commit", "versions", "version", "data", "models", "machine", "warnings", "started", "finished", "out",
+    "progress", "report", "no_change", "seeds", "folds", "time", "threads",
+}  # fmt: skip
+MAX_FOLDS, MAX_WARNING = 60, 300
 
 
 def cost_section(found: Findings) -> list[Block]:
@@ -53,7 +52,11 @@ def cost_section(found: Findings) -> list[Block]:
     return [
         Heading("Run time and memory"),
         Table(["model", "jobs", *(title for title, _ in columns.values())], rows),
-        Text(f"Means over jobs (one model on one fold and seed){where}; memory: the highest of all jobs.", small=True),
+        Text(
+            f"Means over jobs (one model on one fold and seed){where}. Wall time of fit and predict; peak memory above that at "
+            "the start of the job, the highest of all jobs.",
+            small=True,
+        ),
     ]
 
 
@@ -82,13 +85,26 @@ def metric_section(found: Findings) -> list[Block]:
     for name in found.metrics:
         m = METRICS[name]
         better = f"closest to {m.best:g}" if m.better == "closer" else m.better
-        rows.append([plain(m.title), m.family, better, plain(m.meaning), plain(m.how), CEILINGS[m.ceiling]])
+        rows.append([plain(m.title), m.family, better, plain(m.meaning), plain(m.how), _ceiling_of(m)])
     header = ["metric", "family", "better", "meaning", "computed by", "noise ceiling from"]
     return [
         Heading("How each number is computed"),
         Table(header, rows, n_left=len(header)),
-        Bullets([*_representation(found), f"Libraries: {plain(_versions(found))}."]),
+        Bullets([*_representation(found), f'"own" is this package. Libraries: {plain(_versions(found))}.']),
     ]
+
+
+def _ceiling_of(metric: Metric) -> str:
+    """How the ceiling of a metric comes from two halves, see :func:`~scvi_causal.metrics.noise_ceiling`."""
+    if metric.ceiling == "spearman-brown":
+        return "halves, corrected to full size by Spearman-Brown"
+    if metric.ceiling == "none":
+        return "halves as they are; the best value is known"
+    if metric.family in ("DE", "specificity"):
+        return "halves as they are: full size has more power, so that skill above 1 is possible"
+    if metric.family == "mean":
+        return "halves, their error scaled to full size"
+    return "halves; what falls with the number of cells scaled to full size"
 
 
 def _representation(found: Findings) -> list[str]:
@@ -133,32 +149,62 @@ def origin_section(found: Findings) -> list[Block]:
     blocks: list[Block] = [Heading("How it was made")]
     if config.get("command"):
         blocks.append(Code(str(config["command"])))
+    facts = config.get("data") if isinstance(config.get("data"), dict) else {"name": config.get("data")}
+    facts = {key: value for key, value in facts.items() if value not in (None, "")}
+    spent = config.get("time") or {}
     items = {
         "Commit": config.get("commit"),
         "Seeds": fmt.joined(str(seed) for seed in sorted(pd.unique(found.results["seed"]))),
         "Started": config.get("started"),
         "Finished": config.get("finished"),
+        "Time": f"{fmt.seconds(spent['wall_s'])} s on the clock" if "wall_s" in spent else None,
         "Machine": config.get("machine"),
+        "Data": ", ".join(str(v) if k == "name" else f"{k.replace('_', ' ')} {v}" for k, v in facts.items()),
     }
-    facts = config.get("data") if isinstance(config.get("data"), dict) else {"data": config.get("data")}
-    items |= {str(name).replace("_", " ").capitalize(): value for name, value in facts.items()}
-    blocks.append(
-        Bullets([f"{plain(name)}: {plain(value)}" for name, value in items.items() if value not in (None, "", [])])
-    )
-    if isinstance(config.get("models"), dict) and config["models"]:
-        rows = [[plain(name), code(text) if text else ""] for name, text in config["models"].items()]
-        blocks += [Heading("Models", 3), Table(["name", "how it was made"], rows, n_left=2)]
-    options = {
-        k: v
-        for k, v in config.items()
-        if k not in SKIPPED and isinstance(v, str | int | float | bool | list | tuple | None)
-    }
-    options = {k: v for k, v in options.items() if v is not None}
-    if options:
-        text = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        blocks += [Heading("Options", 3), Text(code(text), small=True)]
+    if items["Time"] and spent.get("outside_models") is not None:
+        items["Time"] += f", {100 * spent['outside_models']:.1f} % of the workers' time outside models"
+    blocks.append(Bullets([f"{name}: {plain(value)}" for name, value in items.items() if value]))
+    return blocks + _models(config) + _folds(config) + _options(config) + _warnings(config)
+
+
+def _models(config: dict) -> list[Block]:
+    models = config.get("models")
+    if not isinstance(models, dict) or not models:
+        return []
+    rows = [[plain(name), code(text) if text else ""] for name, text in models.items()]
+    return [Heading("Models", 3), Table(["name", "how it was made"], rows, n_left=2)]
+
+
+def _folds(config: dict) -> list[Block]:
+    folds = config.get("folds")
+    if not isinstance(folds, dict) or not folds:
+        return []
+    columns = ("held_out", "populations", "left_out", "train_cells", "note")
+    columns = [c for c in columns if any(fold.get(c) for fold in folds.values())]
+    shown = list(folds.items())[:MAX_FOLDS]
+    rows = [[plain(name), *(plain(fold.get(c, "")) for c in columns)] for name, fold in shown]
+    words = {i for i, c in enumerate(columns, start=1) if c in ("held_out", "note")}
+    blocks: list[Block] = [Heading("Folds", 3)]
+    blocks.append(Table(["fold", *(c.replace("_", " ") for c in columns)], rows, left=frozenset(words)))
+    return [*blocks, Text(f"The first {MAX_FOLDS} of {len(folds)}.", small=True)] if len(folds) > MAX_FOLDS else blocks
+
+
+def _options(config: dict) -> list[Block]:
+    simple = (str, int, float, bool, list, tuple)
+    options = {k: v for k, v in config.items() if k not in SKIPPED and isinstance(v, simple)}
+    if not options:
+        return []
+    text = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    return [Heading("Options", 3), Text(code(text), small=True)]
+
+
+def _warnings(config: dict) -> list[Block]:
     notes = config.get("warnings")
-    if isinstance(notes, dict) and notes:
-        blocks += [Heading("Warnings that models gave", 3)]
-        blocks.append(Bullets([f"{plain(name)}: {code(text)}" for name, texts in notes.items() for text in texts]))
-    return blocks
+    if not isinstance(notes, dict) or not any(notes.values()):
+        return []
+    items = [
+        f"{plain(name)}: {code(text if len(text) <= MAX_WARNING else text[:MAX_WARNING] + ' ...')}"
+        for name, texts in notes.items()
+        for text in texts
+    ]
+    return [Heading("Warnings that models gave", 3), Bullets(items)]

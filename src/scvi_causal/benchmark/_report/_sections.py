@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 MAX_ROWS = 60
 
 
-def leak_section(found: Findings) -> list[Block]:
-    """Leaks come before everything else."""
+def warning_section(found: Findings, missing: list) -> list[Block]:
+    """Leaks and unfinished runs come before everything else."""
     rows = leaks(found.results)
-    return [
+    blocks: list[Block] = []
+    if missing:
+        names = fmt.joined(plain(name) for name in dict.fromkeys(name for name, *_ in missing))
+        told = f"{plural(len(missing), 'job')} missing ({names}). Run the same command again."
+        blocks.append(Warn(f"**The run is not finished**: {told}"))
+    return blocks + [
         Warn(
             f"**LEAK in {plain(row.model)}**: {plain(row.leak)} ({plural(row.rows, 'row')}, such as {plain(row.example)}). Its "
             "scores are shown with this mark, and neither compared nor called best."
@@ -118,11 +123,15 @@ def comparison_section(found: Findings) -> list[Block]:
         ]
     needed = rows.loc[rows["reference"] == BEST, "n_needed"].dropna()
     few = f" With the correction for this table, {int(needed.max())} pairs are needed." if len(needed) else ""
+    several = found.shown["context"].nunique() > 1
+    together = (
+        "; the contexts of one are averaged for the test and drawn together in the bootstrap." if several else "."
+    )
     pairs = (
         "Pairs are contexts, since one perturbation was scored in several: what is found holds for other contexts of this "
         "perturbation, not for other perturbations."
         if found.unit == "context"
-        else "Pairs are perturbations; several contexts of a perturbation are averaged for the test and drawn together in the bootstrap."
+        else f"Pairs are perturbations{together}"
     )
     blocks.append(
         Text(

@@ -26,9 +26,14 @@ def verdict(found: Findings) -> str:
     if not judged:
         return "No model could be compared with a simple baseline."
     better = {model: int((rows["verdict"] == "better").sum()) for model, rows in judged.items()}
-    winners = [f"{plain(m)} ({n} of {plural(len(judged[m]), 'metric')})" for m, n in better.items() if n]
+    worse = {model: int((rows["verdict"] == "worse").sum()) for model, rows in judged.items()}
+    winners = [
+        f"{plain(m)} (on {n} of {plural(len(judged[m]), 'metric')}" + (f"; worse on {worse[m]})" if worse[m] else ")")
+        for m, n in better.items()
+        if n
+    ]
     if winners:
-        return f"Shown to be better than the best simple baseline on at least one metric: {fmt.joined(winners)}."
+        return f"Shown to be better than the best simple baseline: {fmt.joined(winners)}."
     if all(rows["verdict"].str.startswith("too few").all() for rows in judged.values()):
         return f"Too few {found.unit}s to tell: with so few, no result could be significant after correction for many tests."
     return "No model was shown to be better than the best simple baseline on any metric of the table."
@@ -96,11 +101,9 @@ def scope(found: Findings) -> str:
         )
     else:
         n = int((~found.tested["detectable"]).sum())
-        which = f"{found.n_shown} of {found.n_populations} {unit}"
-        which += (
-            f"; the {n} whose effect cannot be told from control are in a table of their own."
-            if n
-            else ", all of them."
+        apart = f"the {n} whose effect cannot be told from control are in a table of their own"
+        which = (
+            f"{found.n_shown} of {found.n_populations} {unit}; {apart}." if n else f"All {found.n_populations} {unit}."
         )
     untested = 0 if found.tested.empty else int((~found.tested["tested"]).sum())
     if untested:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,6 +30,8 @@ class ReportFiles(NamedTuple):
 def write_report(result, out: str | Path, *, name: str = "report", metrics: Sequence[str] | None = None) -> ReportFiles:
     """Write ``<name>.html`` (self-contained), ``<name>.md`` and ``figures/*.png`` into ``out``.
 
+    Reports with different names can lie in one folder: their pictures carry the name.
+
     Parameters
     ----------
     result
@@ -36,8 +40,9 @@ def write_report(result, out: str | Path, *, name: str = "report", metrics: Sequ
         and the index levels ``model`` (``"observed"`` for the truth), ``seed``, ``fold``, ``perturbation``, ``context``.
         Without it, or where it returns no rows, these pictures are left out. Of ``config``, the arguments of ``run`` are
         read by their names, and ``title``, ``command``, ``commit``, ``versions`` (dict), ``data`` (dict of facts: name,
-        cells, genes ...), ``models`` (dict of texts), ``machine``, ``warnings`` (dict of lists) and ``no_change`` (name of
-        the model that predicts no change, else ``"ControlMean"``); whatever is missing is not mentioned.
+        cells, genes ...), ``models`` (dict of texts), ``folds`` (dict of dicts), ``time``, ``warnings`` (dict of lists) and
+        ``no_change`` (name of the model that predicts no change, else ``"ControlMean"``); what is not there is not
+        mentioned. ``missing``, a list of jobs (model, ...) that are not done, becomes a warning on top.
     out
         Folder; made if it is not there.
     name
@@ -58,13 +63,23 @@ def write_report(result, out: str | Path, *, name: str = "report", metrics: Sequ
     out = Path(out)
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    pictures = [block for block in blocks if isinstance(block, Picture)]
-    for picture in pictures:
-        (figures / picture.name).write_bytes(picture.png)
+    prefix = "" if name == "report" else f"{name}_"  # reports side by side share the folder of figures
+    blocks = [replace(b, name=prefix + b.name) if isinstance(b, Picture) else b for b in blocks]
+    pictures = {block.name: block.png for block in blocks if isinstance(block, Picture)}
+    for stale in _pictures_of(prefix, figures) - set(pictures):
+        (figures / stale).unlink()
+    for picture, png in pictures.items():
+        (figures / picture).write_bytes(png)
     files = ReportFiles(out / f"{name}.html", out / f"{name}.md", figures)
     files.markdown.write_text(to_markdown(blocks, figures.name), encoding="utf-8")
     files.html.write_text(to_html(blocks), encoding="utf-8")
     return files
+
+
+def _pictures_of(prefix: str, figures: Path) -> set[str]:
+    """Names of pictures that an earlier report of this name left."""
+    pattern = re.compile(re.escape(prefix) + r"(skill|effects|scores_\d+)\.png")
+    return {path.name for path in figures.iterdir() if pattern.fullmatch(path.name)}
 
 
 def build(result, metrics: Sequence[str] | None = None) -> list[Block]:
@@ -75,7 +90,7 @@ def build(result, metrics: Sequence[str] | None = None) -> list[Block]:
     return [
         Heading(_title(found), 1),
         Text(_facts(found)),
-        *_sections.leak_section(found),
+        *_sections.warning_section(found, getattr(result, "missing", [])),
         *_sections.summary_section(found),
         *_sections.comparison_section(found),
         *_sections.population_section(found),

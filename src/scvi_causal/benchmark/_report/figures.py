@@ -108,7 +108,7 @@ def _score_picture(found: Findings, grids: dict, order: pd.Index, max_rows: int,
     single = order.get_level_values("perturbation").nunique() == 1 < len(order)
     labels = [label_of(population[1:] if single else population) for population in order]
     # inches: fixed margins, since nothing but the length of the names changes
-    left, width, foot = 0.25 + 0.08 * max(map(len, labels)), 2.9, 0.5
+    left, width, foot = 0.25 + 0.08 * max(5, *map(len, labels)), 2.9, 0.5
     columns = min(4, len(grids) + 1)
     n_entries = int((found.summary["scored"] > 0).sum()) - 1  # without the ceiling: that has an entry in any case
     n_entries = min(n_entries, len(found.models) + 3) + 1
@@ -127,6 +127,8 @@ def _score_picture(found: Findings, grids: dict, order: pd.Index, max_rows: int,
         baselines[metric] = _draw_scores(ax, found, metric, values.reindex(order), ceiling, labels, max_rows)
         handles |= {text: handle for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
         ax.tick_params(labelleft=ax is axes[0])
+    if "noise ceiling (95 %)" in handles:  # metrics without an interval have the same tick
+        handles.pop("noise ceiling", None)
     last = [text for text in (BEST_BASELINE, OTHERS, "noise ceiling (95 %)", "noise ceiling") if text in handles]
     entries = {text: handles[text] for text in [*(t for t in handles if t not in last), *last]}
     place = {"loc": "upper left", "frameon": False, "fontsize": 9, "handletextpad": 0.4, "columnspacing": 1.4}
@@ -183,6 +185,7 @@ def effect_picture(
     models = [m for m in models if any((m, *p) in have for p in populations)]
     if not populations or not models:
         return None
+    n_de = int(found.config.get("n_de") or 50)
     figure = new_figure(3.5 * len(populations), 3.5 * len(models), layout=None)
     margins = {
         "left": 0.22 / len(populations),
@@ -201,13 +204,14 @@ def effect_picture(
             if model not in rows or not np.isfinite(rows[model]).all():
                 axes[i, j].set_axis_off()
                 continue
-            pl.effects(observed, rows[model], means.columns, n_top=6, limits=limits, title=title, ax=axes[i, j])
+            options = {"n_top": 6, "n_de": n_de, "limits": limits, "title": title}
+            pl.effects(observed, rows[model], means.columns, **options, ax=axes[i, j])
             axes[i, j].set_ylabel(f"predicted by {model}" if j == 0 else "")
             axes[i, j].set_xlabel("observed effect" if i == len(models) - 1 else "")
     caption = (
         "Effect on every gene (difference of mean log1p expression) of the perturbation with the highest, the middle and the "
         "lowest noise ceiling: observed (held-out cells against control cells no model saw) and predicted; mean over seeds. "
-        "Blue: the 50 genes that change most. r: Pearson correlation over all genes."
+        f"Blue: the {n_de} genes that change most. r: Pearson correlation over all genes."
     )
     names = ", ".join(map(label_of, populations))
     return Picture("effects.png", to_png(figure), plain(f"Observed against predicted effects of {names}"), caption)

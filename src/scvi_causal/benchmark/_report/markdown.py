@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from ._blocks import Bullets, Code, Heading, Picture, Table, Text, Warn
@@ -10,6 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ._blocks import Block
+
+
+# a bar ends a cell even within code, unless it is escaped
+_BAR = re.compile(r"(?<!\\)\|")
 
 
 def to_markdown(blocks: Sequence[Block], figures: str = "figures") -> str:
@@ -43,7 +48,7 @@ def _table(table: Table) -> str:
         if i in table.groups:
             rows.append([f"*{table.groups[i]}*"] + [""] * (len(row) - 1))
         rows.append([_apart(cell) for cell in row] if i in table.apart else row)
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(_BAR.sub(r"\|", cell) for cell in row) + " |" for row in rows)
 
 
 def _apart(cell: str) -> str:
