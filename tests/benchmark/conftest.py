@@ -6,10 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from scvi_causal.benchmark._resources import quick_garbage_collection
 from scvi_causal.benchmark._screen import Screen
 from scvi_causal.data import simulate_screen
 
 from .predictors import MeanShift
+
+
+@pytest.fixture(scope="module")
+def quick_garbage():
+    """Every job collects the garbage of the one before; what the libraries hold need not be looked at each time."""
+    with quick_garbage_collection():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,8 @@ class ModelSpec:
     train
         Arguments of ``train``; models of this package only.
     grid
-        Values to try for some of ``kwargs``, ``{"n_neighbors": [1, 5]}``. Chosen on an inner split of the training cells.
+        Values to try for some of ``kwargs``, ``{"n_neighbors": [1, 5]}``. Chosen on an inner split of the training cells, where
+        the same question is asked again; if they cannot be split that way, the first of each is taken.
     valid_size
         Share of each training population that is marked ``"valid"`` in ``obs["split"]``, for models that stop early.
     baseline

@@ -30,7 +30,7 @@ def tune(
     """Choose among ``spec.choices()`` by their errors on an inner fold.
 
     The inner fold asks the same kind of question of the training cells alone, with the control cells halved again. A choice
-    that fails is not chosen.
+    that fails is not chosen. Where the training cells cannot be split that way, the first choice stands.
 
     Parameters
     ----------
@@ -52,7 +52,8 @@ def tune(
     try:
         inner = inner_fold(inner_screen, fold)
     except ValueError as error:
-        return _chosen(spec, {}), json.dumps({"chosen": {}, "reason": f"not tuned: {error}"})
+        told = {"chosen": choices[0], "reason": f"not tuned: {error}"}
+        return _chosen(spec, choices[0]), json.dumps(told, default=repr)
     scores = [_score(errors, inner_screen, inner, _chosen(spec, choice)) for choice in choices]
     usable = [i for i, (value, _) in enumerate(scores) if np.isfinite(value)]
     if not usable:
@@ -74,7 +75,9 @@ def inner_fold(screen: Screen, fold: Fold) -> Fold:
     ValueError
         If the training cells cannot answer this kind of question.
     """
-    question = replace(fold.question, holdout=None)
+    joint = sum(len(tokens) > 1 for tokens in screen.tokens.values())
+    n_units = {"unseen": len(screen.targets), "combination": joint}.get(fold.task, fold.question.n_folds)
+    question = replace(fold.question, holdout=None, n_folds=max(2, min(fold.question.n_folds, n_units)))
     # pairs in folds: a single pair is too little to choose by
     folds = make_folds(screen, question, fold.seed, fold.controls, min_cells=_MIN_CELLS, max_pairs=0)
     return max(folds, key=lambda inner: (len(inner.populations), -inner.index))
