@@ -30,19 +30,31 @@ def screen(tmp_path_factory):
     return simulation.adata, path
 
 
-def test_parsing_and_help_need_no_torch():
+@pytest.mark.parametrize(("command", "option"), [("demo", "--holdout"), ("benchmark", "--engine")])
+def test_parsing_and_help_need_no_torch(command, option):
     code = (
         "import sys; from scvi_causal import cli\n"
-        "try: cli.main(['demo', '--help'])\n"
+        f"try: cli.main(['{command}', '--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "heavy = {'torch', 'scvi', 'scanpy', 'anndata', 'matplotlib'} & set(sys.modules); assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "--holdout" in done.stdout
+    assert option in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [[], ["demonstrate"], ["demo", "--max-epochs", "0"], ["demo", "--seed", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["demonstrate"],
+        ["demo", "--max-epochs", "0"],
+        ["demo", "--seed", "x"],
+        ["benchmark", "x.h5ad", "--task", "unsee"],
+        ["benchmark", "x.h5ad", "--workers", "0"],
+        ["benchmark", "x.h5ad", "--engine", "dask"],
+    ],
+)
 def test_wrong_usage_ends_with_two(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)
@@ -115,3 +127,115 @@ def test_the_example(tmp_path, capsys, monkeypatch):
     # these two do not depend on any training
     assert table.loc["ControlMean", "mse_ratio"] == pytest.approx(1, abs=0.05)
     assert table.loc["Additive", "pearson_effect"] > 0.7
+
+
+# ---------------------------------------------------------------------- benchmark
+
+
+def test_benchmark_on_own_data(screen, tmp_path, capsys):
+    _, path = screen
+    out = tmp_path / "out"
+    arguments = ["benchmark", path, "--models", "ControlMean", "Additive", "--out", out, "--folds", 2]
+    status, printed, err = run(capsys, *arguments)
+    assert status == 0
+    assert err == ""
+    assert "6 jobs\n[1/6] noise ceiling, fold 0, seed 0\n" in printed
+    for name in ("ControlMean", "Additive", "noise ceiling"):
+        assert f"\n{name} " in printed
+    assert f"Report: {out / 'report.html'}" in printed
+    assert "scvi-causal benchmark" in (out / "report.md").read_text()
+    status, printed, _ = run(capsys, *arguments, "--seeds", 0, 1)
+    assert status == 0
+    assert "12 jobs, 6 of them done before" in printed
+
+
+def test_benchmark_of_the_example_by_context(tmp_path, capsys, monkeypatch):
+    small = datasets.kang18(n_cells=800)
+    monkeypatch.setattr(datasets, "kang18", lambda: small)
+    status, printed, err = run(
+        capsys, "benchmark", "kang18", "--task", "context", "--covariate-key", "cell_type", "--size-factor-key",
+        "library_size_full", "--holdout", "CD4 T", "--models", "Additive", "--out", tmp_path / "out", "--no-report",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "\nAdditive " in printed
+    assert not (tmp_path / "out" / "report.html").exists()
+    (table,) = (tmp_path / "out" / "jobs").glob("Additive*.parquet")
+    assert pd.read_parquet(table)["context"].tolist() == ["CD4 T"]
+
+
+def test_benchmark_of_a_model_from_a_module(screen, tmp_path, capsys, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "class Broken:\n    def fit(self, adata):\n        raise ValueError('no data')\n    predict = fit\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    models = ["mine:Broken", "ControlMean"]
+    status, printed, _ = run(
+        capsys, "benchmark", screen[1], "--models", *models, "--out", tmp_path / "out", "--folds", 2
+    )
+    assert status == 0
+    assert "Broken, fold 0, seed 0: failed: ValueError: no data" in printed
+    assert f"Failed, in part or altogether: Broken; tracebacks are in {tmp_path / 'out' / 'tracebacks'}." in printed
+
+
+def test_wrong_benchmarks_are_one_line(screen, tmp_path, capsys):
+    _, path = screen
+    out = ["--out", tmp_path / "out"]
+    for arguments, message in [
+        ([], "FILE and --out are needed"),
+        ([path], "--out is needed"),
+        ([tmp_path / "scren.h5ad", *out], "There is no file"),
+        ([path, *out, "--perturbation-key", "perturb"], "no column 'perturb'. Did you mean 'perturbation'?"),
+        ([path, *out, "--control", "NT"], "Pass --control."),
+        ([path, *out, "--size-factor-key", "librari"], "Did you mean 'library'?"),
+        ([path, *out, "--task", "context"], "needs --context-key"),
+        ([path, *out, "--models", "SCVAE"], "Did you mean 'SCCVAE'?"),
+        ([path, *out, "--models", "nowhere:Model"], "cannot be imported"),
+        (
+            [path, *out, "--task", "context-perturbation", "--context-key", "batch", "--holdout", "A"],
+            "PERTURBATION@CONTEXT",
+        ),
+    ]:
+        status, _, err = run(capsys, "benchmark", *arguments)
+        assert status == 2
+        assert err.startswith("error: ")
+        assert message in err
+        assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_benchmark(screen, tmp_path, capsys):
+    arguments = ["benchmark", screen[1], "--models", "ControlMean", "--no-report", "--out", tmp_path / "out"]
+    assert run(capsys, *arguments, "--folds", 2)[0] == 0
+    status, _, err = run(capsys, *arguments, "--folds", 3)
+    assert status == 2
+    assert "--folds=2 there, 3 now" in err
+    assert "choose another folder with --out" in err
+
+
+def test_a_stopped_benchmark_says_how_to_go_on(screen, tmp_path, capsys, monkeypatch):
+    from scvi_causal.benchmark import _run
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_run, "run_job", stop)
+    status, printed, err = run(capsys, "benchmark", screen[1], "--models", "ControlMean", "--out", tmp_path / "out")
+    assert status == 130
+    assert err == ""
+    assert "the same command goes on" in printed
+
+
+def test_models_are_listed(capsys):
+    status, printed, _ = run(capsys, "benchmark", "--list-models")
+    assert status == 0
+    names = [line.split()[0] for line in printed.splitlines()]
+    assert {"SCCVAE", "ControlMean", "LinearEffect"} <= set(names)
+    assert ":cite:" not in printed
+
+
+def test_pairs_to_hold_out():
+    from scvi_causal._cli._benchmark import _units
+
+    assert _units(["STAT1@K562", "A@b@c"], "context-perturbation") == [("STAT1", "K562"), ("A", "b@c")]
+    assert _units(["STAT1"], "unseen") == ["STAT1"]
+    assert _units(None, "unseen") is None

@@ -68,7 +68,8 @@ def documented_names() -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "namespace", ["", "data", "data.fields", "dataloaders", "datasets", "metrics", "model.base", "pl", "train"]
+    "namespace",
+    ["", "benchmark", "data", "data.fields", "dataloaders", "datasets", "metrics", "model.base", "pl", "train"],
 )
 def test_every_public_name_has_a_page(namespace):
     module = importlib.import_module(f"scvi_causal.{namespace}".rstrip("."))

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import data, datasets, metrics, model, pl
+    from . import benchmark, data, datasets, metrics, model, pl
     from .model import (
         SCCVAE,
         Additive,
@@ -22,7 +22,7 @@ try:
 except PackageNotFoundError:  # run from the sources, without an installation
     __version__ = "0+unknown"
 
-_NAMESPACES = ("data", "datasets", "metrics", "model", "pl")
+_NAMESPACES = ("benchmark", "data", "datasets", "metrics", "model", "pl")
 _MODELS = ("SCCVAE", "Additive", "ControlMean", "LinearEffect", "NearestPerturbation", "PerturbedMean")
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "LinearEffect",
     "NearestPerturbation",
     "PerturbedMean",
+    "benchmark",
     "data",
     "datasets",
     "metrics",

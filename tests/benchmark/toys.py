@@ -1,4 +1,4 @@
-"""Work for engines that needs no model. In a module of its own, so that other processes can import it."""
+"""Work for engines that needs no model, and a model that goes wrong. In a module of its own, so that other processes can import it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import torch
+
+from scvi_causal.metrics import log1p_normalize, mean_profile
 
 
 def describe(screen, job):
@@ -50,3 +55,31 @@ def not_importable():
         return job
 
     return inner
+
+
+class Shift:
+    """A foreign model: control cells moved by the mean effect of all training perturbations; keeps a diary of its fits.
+
+    ``trouble`` is what happens in ``fit``: ``"raise"``, ``"kill"`` (of its process), or a path: it waits until that is there.
+    """
+
+    def __init__(self, diary, trouble="", factor=1.0):
+        self.diary, self.trouble, self.factor = Path(diary), trouble, factor
+
+    def fit(self, adata):
+        (self.diary / f"fit-{uuid.uuid4().hex}").touch()
+        if self.trouble == "raise":
+            raise ValueError("this model cannot")
+        if self.trouble == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        while self.trouble and not Path(self.trouble).exists():
+            time.sleep(0.02)
+        x = log1p_normalize(adata.X)
+        is_control = (adata.obs["perturbation"] == "control").to_numpy()
+        self.shift = self.factor * (mean_profile(x[~is_control]) - mean_profile(x[is_control]))
+
+    def predict(self, adata, targets):
+        x = log1p_normalize(adata.X).toarray() + self.shift
+        obs = pd.DataFrame({"perturbation": np.repeat(list(targets), len(x))}, dtype=str)
+        obs.index = obs.index.astype(str)
+        return ad.AnnData(np.tile(x, (len(targets), 1)).astype(np.float32), obs=obs, var=adata.var[[]])

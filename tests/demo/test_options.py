@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scvi_causal._demo._options import DemoOptions, expression, holds_counts, load, read_h5ad
+from scvi_causal._demo._options import DemoOptions, expression, holds_counts, load
+from scvi_causal.data._read import read_h5ad
 
 
 @pytest.fixture
@@ -22,16 +23,6 @@ def file(tmp_path):
 def test_load(file):
     adata, options, name = load(DemoOptions(data=file, holdout="A"))
     assert (adata.shape, options.holdout, name) == ((2, 2), "A", "screen.h5ad")
-
-
-def test_wrong_paths(file, tmp_path):
-    with pytest.raises(ValueError, match=r"no file .*sceen.h5ad. Similar names there: screen.h5ad"):
-        read_h5ad(tmp_path / "sceen.h5ad")
-    with pytest.raises(ValueError, match="is a folder"):
-        read_h5ad(tmp_path)
-    (tmp_path / "text.h5ad").write_text("cells")
-    with pytest.raises(ValueError, match="cannot be read as an .h5ad file"):
-        read_h5ad(tmp_path / "text.h5ad")
 
 
 def test_wrong_columns(file):

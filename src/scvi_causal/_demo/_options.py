@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
+from scvi_causal.data._read import read_h5ad
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -65,7 +67,7 @@ def load(options: DemoOptions) -> tuple[AnnData, DemoOptions, str]:
         known = {key: value for key, value in EXAMPLE.items() if not getattr(options, key)}
         options = replace(options, holdout=options.holdout or EXAMPLE_HOLDOUT, **known)
         return kang18(), options, "Kang et al. 2018, blood cells with and without interferon beta (embedded)"
-    adata = read_h5ad(Path(options.data))
+    adata = read_h5ad(options.data)
     missing = [key for key in _columns(options) if key not in adata.obs]
     if missing:
         known = [str(column) for column in adata.obs.columns]
@@ -82,31 +84,6 @@ def _with_look_alikes(missing: list[str], known: list[str]) -> str:
     close = {name: difflib.get_close_matches(name, known, n=3, cutoff=0.5) for name in missing}
     named = "; ".join(f"'{name}'" + (f" (similar: {', '.join(near)})" if near else "") for name, near in close.items())
     return f"{named}. It has: {', '.join(known) or 'none'}"
-
-
-def read_h5ad(path: Path) -> AnnData:
-    """Read an ``.h5ad`` file, with errors that say what is wrong with the path or the file."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; --data takes one .h5ad file.")
-    if not path.exists():
-        here = path.parent if path.parent.is_dir() else Path()
-        names = sorted(p.name for p in here.glob("*.h5ad"))
-        near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4)
-        hint = (
-            f"Similar names there: {', '.join(near)}."
-            if near
-            else f"The .h5ad files in {here}: {', '.join(names[:10]) or 'none'}."
-        )
-        raise ValueError(f"There is no file {path}. {hint}")
-    import anndata
-
-    try:
-        return anndata.read_h5ad(path)
-    except (OSError, KeyError) as error:
-        message = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read as an .h5ad file ({message}). Write it with adata.write_h5ad(path)."
-        ) from error
 
 
 def expression(adata: AnnData, layer: str | None):

@@ -115,6 +115,14 @@ class BenchmarkResult:
         self._check_any()
         return compare(self.results, self.ceiling, **{"no_change": self.config.get("no_change"), **options})
 
+    def verdict(self) -> str:
+        """One sentence: was any model shown to be better than the best simple baseline?"""
+        from ._report._findings import Findings
+        from ._report._words import verdict
+
+        self._check_any()
+        return verdict(Findings(self.results, self.ceiling, self.config)).replace("**", "")
+
     def effects(self, populations: Sequence[tuple[str, str]] | None = None) -> pd.DataFrame:
         """Effects on every gene, observed and predicted.
 
@@ -137,7 +145,9 @@ class BenchmarkResult:
             if len(table):
                 name = OBSERVED if entry.is_ceiling else entry.model
                 parts.append(pd.concat({(name, entry.seed, entry.fold): table}, names=_LEVELS[:3]))
-        return pd.concat(parts) if parts else pd.DataFrame(index=pd.MultiIndex.from_tuples([], names=_LEVELS))
+        return (
+            pd.concat(parts).sort_index() if parts else pd.DataFrame(index=pd.MultiIndex.from_tuples([], names=_LEVELS))
+        )
 
     def write_report(self, out: str | Path | None = None, **options: Any) -> ReportFiles:
         """Write ``report.html`` (one file that needs no other), ``report.md`` and the figures of the latter.

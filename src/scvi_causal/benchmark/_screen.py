@@ -17,6 +17,7 @@ from scvi_causal.data import canonical_labels, parse_label
 from scvi_causal.data._holdout import read_columns
 from scvi_causal.data._labels import as_control_categories, looks_like_control
 from scvi_causal.data._messages import did_you_mean, listed
+from scvi_causal.data._read import read_h5ad
 from scvi_causal.data._scan import scan_matrix, why_unreadable
 from scvi_causal.data._validate import check_names
 
@@ -102,7 +103,7 @@ class Screen:
         ValueError
             If columns or control cells are missing, or values are missing or not finite.
         """
-        adata = adata if not isinstance(adata, str | Path) else _read(Path(adata))
+        adata = read_h5ad(adata) if isinstance(adata, str | Path) else adata
         if adata.isbacked:
             adata = adata.to_memory()
         check_names(adata)
@@ -206,21 +207,6 @@ def _check_labels(labels: np.ndarray, tokens: dict, control: str, perturbation_k
         raise ValueError(
             f"All {len(labels):,} cells of obs[{perturbation_key!r}] are control cells: there is nothing to predict."
         )
-
-
-def _read(path: Path) -> AnnData:
-    import anndata
-
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path()
-        names = sorted(p.name for p in folder.glob("*.h5ad"))
-        raise ValueError(
-            f"There is no file {path}.{did_you_mean(path.name, names)} The .h5ad files in {folder}: {listed(names) or 'none'}."
-        )
-    try:
-        return anndata.read_h5ad(path)
-    except (OSError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read as an .h5ad file: {error}. Write it with adata.write_h5ad.") from error
 
 
 def _expression(adata: AnnData, layer: str | None, size_factor_key: str | None) -> tuple[Any, np.ndarray | None, bool]:
