@@ -31,7 +31,7 @@ def isolated(seed: int) -> Iterator[list[str]]:
     A list that holds the distinct warnings of the block when it has ended.
     """
     messages: list[str] = []
-    with _random_states(), _quiet_logs(), warnings.catch_warnings(record=True) as caught:
+    with _random_states(), quiet_logs(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         scvi.settings.seed = seed
         try:
@@ -65,7 +65,7 @@ def _random_states() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_logs() -> Iterator[None]:
+def quiet_logs() -> Iterator[None]:
     """Which devices there are, or how much of a network is used, need not be said for every job; errors are."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]

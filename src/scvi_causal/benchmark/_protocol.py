@@ -13,6 +13,8 @@ from scvi_causal import metrics
 from scvi_causal.data import canonical_labels
 from scvi_causal.data._messages import did_you_mean, listed, plural
 
+from ._isolation import quiet_logs
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -70,20 +72,17 @@ class Predictor(Protocol):
 
     It is held against the models of this package in the same table; ``setup`` says what it needs of ``adata.uns``.
 
+    >>> import tempfile
     >>> from scvi_causal import benchmark, data
-    >>> from scvi_causal.benchmark import ModelSpec
     >>> adata = data.simulate_screen(n_genes=20, n_perturbations=6, n_cells_per_perturbation=40, seed=0).adata
     >>> tokens = sorted(set(adata.obs["perturbation"]) - {"control"})
     >>> adata.uns["features"] = pd.DataFrame(np.random.default_rng(0).normal(size=(6, 3)), tokens, ["f1", "f2", "f3"])
-    >>> models = {"PerturbedMean": "PerturbedMean", "ridge": ModelSpec(RidgeOnFeatures, setup={"features": "features"})}
-    >>> from scvi_causal.benchmark._folds import make_folds
-    >>> from scvi_causal.benchmark._job import Job, run_job
-    >>> from scvi_causal.benchmark._screen import Screen
-    >>> from scvi_causal.benchmark import Task
-    >>> screen = Screen.build(adata)
-    >>> fold = make_folds(screen, Task("unseen", n_folds=3))[0]
-    >>> run_job(screen, Job("ridge", models["ridge"], fold)).rows["status"].tolist()
-    ['ok', 'ok']
+    >>> ridge = benchmark.ModelSpec(RidgeOnFeatures, {"alpha": 0.1}, setup={"features": "features"})
+    >>> models = {"PerturbedMean": "PerturbedMean", "ridge": ridge}
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     result = benchmark.run(adata, "unseen", models, n_folds=2, out=out, report=False, progress=False)
+    >>> result.results.groupby("model")["status"].unique().map(list).to_dict()
+    {'PerturbedMean': ['ok'], 'ridge': ['ok']}
     """
 
     def fit(self, adata: AnnData) -> None:
@@ -174,9 +173,9 @@ class ModelPredictor:
 
     def predict(self, adata: AnnData, targets: Sequence[str]) -> AnnData:
         """Draw a cell for every source cell and target."""
-        return self.model.predict_counterfactual(
-            list(targets), adata, indices=np.arange(adata.n_obs), output=self.output, sample=True, seed=self.seed
-        )
+        options = {"output": self.output, "sample": True, "seed": self.seed}
+        with quiet_logs():  # scvi-tools says of every new AnnData that it is new
+            return self.model.predict_counterfactual(list(targets), adata, indices=np.arange(adata.n_obs), **options)
 
 
 class PredictionError(ValueError):
