@@ -16,6 +16,7 @@ import torch
 from scvi_causal import metrics
 from scvi_causal.benchmark import ModelSpec, Task
 from scvi_causal.benchmark import _model_job as model_job
+from scvi_causal.benchmark import _prepared as prepared_fold
 from scvi_causal.benchmark._folds import make_folds
 from scvi_causal.benchmark._job import CEILING, COST_COLUMNS, ROW_COLUMNS, Job, Scoring, run_job
 from scvi_causal.benchmark._prepared import prepare
@@ -249,6 +250,27 @@ def test_one_context_does_not_cost_the_other(context_screen, context_fold):
     by_context = result.rows.groupby("context")["status"].unique().map(list).to_dict()
     assert by_context == {"type_0": ["failed"], "type_1": ["ok"]}
     assert result.rows.loc[result.rows["status"] == "ok", "discrimination"].notna().all()
+
+
+def test_an_answer_that_breaks_the_checks_is_a_failure_too(screen, fold):
+    class Odd(MeanShift):
+        @property
+        def scale(self):
+            raise KeyError("scale")
+
+    result = do(screen, fold, Odd)
+    assert result.rows["error"].tolist() == ["KeyError: 'scale'"] * 2
+
+
+def test_a_fold_with_many_populations_does_not_keep_them_all(screen, monkeypatch):
+    (fold,) = make_folds(screen, Task("seen"))
+    whole = do(screen, fold, MeanShift)
+    screen.cache.clear()
+    monkeypatch.setattr(prepared_fold, "KEPT_VALUES", 3 * 4 * QUICK.max_cells * 30)
+    parts = do(screen, fold, MeanShift)
+    assert len(prepare(screen, fold, QUICK)._populations) == 3
+    screen.cache.clear()
+    pd.testing.assert_frame_equal(without_costs(parts), without_costs(whole))
 
 
 def test_factories_that_make_no_predictor(screen, fold):

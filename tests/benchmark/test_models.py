@@ -112,3 +112,16 @@ def test_what_is_no_model_is_refused(models, message):
 def test_what_no_specification_can_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ModelSpec("SCCVAE", **options)
+
+
+def test_digest_has_no_address_in_it():
+    def make():
+        return MeanShift()
+
+    class Option:
+        pass
+
+    specs = [ModelSpec(functools.partial(make, Option())), ModelSpec(MeanShift, {"factor": Option()})]
+    again = [ModelSpec(functools.partial(make, Option())), ModelSpec(MeanShift, {"factor": Option()})]
+    assert [s.digest() for s in specs] == [s.digest() for s in again]
+    assert "0x" not in str([s.describe() for s in specs])

@@ -84,10 +84,20 @@ def test_fingerprint_is_that_of_the_data(adata):
     def gene(a):
         a.var_names = [f"{g}x" for g in a.var_names]
 
-    prints = [fingerprint()] + [fingerprint(change) for change in (count, label, library, edge, gene)]
+    def metadata(a):
+        a.obs["dose"] = 1.0
+
+    def matrix(a):
+        a.varm["features"] = np.ones((30, 1))
+
+    def registration(a):
+        a.obs["_scvi_batch"] = 0
+
+    changes = (count, label, library, edge, gene, metadata, matrix)
+    prints = [fingerprint()] + [fingerprint(change) for change in changes]
     prints += [fingerprint(covariate_key="cell_type"), fingerprint(perturbation_separator=None)]
     assert len(set(prints)) == len(prints)
-    assert fingerprint() == prints[0]
+    assert fingerprint() == fingerprint(registration) == prints[0]
 
 
 def test_restricted_to_some_cells(context_screen):

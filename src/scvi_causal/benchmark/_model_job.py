@@ -128,7 +128,10 @@ def run_model(
                     wanted.append(i)
             _predict_and_score(predictor, prepared, wanted, scores, failure, meter)
             with meter.phase("score"):
-                scores.finish()
+                try:
+                    scores.finish()
+                except _ANY as error:  # the scores of the populations stand
+                    failure.note(error)
     return rows, scores.effects, (failure.error, failure.trace), warned
 
 
@@ -275,7 +278,7 @@ def _taken_apart(predictor: Any, prepared: PreparedFold, places: list[int], pred
     targets = [populations[i].perturbation for i in places]
     try:
         rows = check_prediction(predicted, targets, screen)
-    except PredictionError as error:
+    except _ANY as error:
         yield from ((i, error) for i in places)
         return
     for i, target in zip(places, targets, strict=True):
@@ -291,9 +294,10 @@ def _taken_apart(predictor: Any, prepared: PreparedFold, places: list[int], pred
             )
             continue
         try:
-            yield i, to_scored_scale(predicted, rows[target], getattr(predictor, "scale", "log1p"), screen)
-        except PredictionError as error:
-            yield i, error
+            cells = to_scored_scale(predicted, rows[target], getattr(predictor, "scale", "log1p"), screen)
+        except _ANY as error:
+            cells = error
+        yield i, cells
 
 
 def _predict_and_score(

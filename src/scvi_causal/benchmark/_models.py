@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from itertools import product
 from typing import Any
@@ -96,18 +99,20 @@ class ModelSpec:
 
     def describe(self) -> dict[str, Any]:
         """What it is, as strings and numbers, for ``run.json`` and reports."""
-        name = f"{getattr(self.factory, '__module__', '?')}:{getattr(self.factory, '__qualname__', repr(self.factory))}"
         parts = {key: _plain(dict(getattr(self, key))) for key in ("kwargs", "setup", "train", "grid")}
-        return {"factory": name, **parts, "valid_size": self.valid_size, "is_baseline": self.is_baseline}
+        return {
+            "factory": _factory_name(self.factory),
+            **parts,
+            "valid_size": self.valid_size,
+            "is_baseline": self.is_baseline,
+        }
 
     def digest(self) -> str:
         """Hash of the specification; the source of a factory outside this package belongs to it."""
         text = json.dumps(self.describe(), sort_keys=True)
         if not str(getattr(self.factory, "__module__", "")).startswith("scvi_causal."):
-            try:
-                text += inspect.getsource(self.factory)
-            except (OSError, TypeError):  # built in a console, or of another language
-                text += repr(getattr(self.factory, "args", "")) + repr(getattr(self.factory, "keywords", ""))
+            with suppress(OSError, TypeError):  # built in a console, or of another language
+                text += inspect.getsource(getattr(self.factory, "func", self.factory))
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -194,10 +199,21 @@ def _import_factory(name: str) -> Callable[..., Any]:
         raise ValueError(f"factory={name!r} cannot be imported: {error}") from error
 
 
+def _factory_name(factory: Callable[..., Any]) -> str:
+    """``package.module:name``, with the arguments of a :func:`functools.partial`."""
+    if isinstance(factory, partial):
+        given = [*map(_plain, factory.args), *(f"{k}={_plain(v)!r}" for k, v in factory.keywords.items())]
+        return f"{_factory_name(factory.func)}({', '.join(map(str, given))})"
+    place = factory if hasattr(factory, "__qualname__") else type(factory)
+    return f"{place.__module__}:{place.__qualname__}"
+
+
 def _plain(value: Any) -> Any:
-    """``value`` as something JSON holds; what is neither number nor string goes by its representation."""
+    """``value`` as something JSON holds; what is neither number nor string goes by its representation, without addresses."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return _factory_name(value) if isinstance(value, type) else re.sub(r" at 0x[0-9a-f]+", "", repr(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 SPLIT_KEY = "split"
 PCA_CELLS = 3_000
 """Training cells that the PCA of the distances is fitted on at most: more move its axes no further."""
+KEPT_VALUES = 200_000_000
+"""Values that observed populations may keep for the next model; beyond, they are made anew for each."""
 MIN_CANDIDATE = 10
 """Cells of a perturbation that is a candidate for discrimination without being scored itself."""
 
@@ -62,12 +65,13 @@ class PreparedFold:
         """A copy of the training cells, and of nothing else: raw expression, metadata, and what the set-up names."""
         adata = self._with_metadata({k: x.copy() for k, x in self._training_matrices.items()}, self.fold.train)
         adata.obs[SPLIT_KEY] = pd.Categorical(self._split(spec.valid_size), categories=["train", "valid"])
-        names = {str(value) for value in {**self.screen.setup, **spec.setup}.values() if isinstance(value, str)}
+        shared = [self.screen.setup[key] for key in ("grn_key", "perturbation_features_key")]
+        names = {value for value in (*shared, *spec.setup.values()) if isinstance(value, str)}
         for attribute in ("uns", "varm", "varp"):
             given, taken = getattr(self.screen.adata, attribute), getattr(adata, attribute)
             for key in names | {DEFAULT_GRN_KEY}:
                 if key in given:
-                    taken[key] = given[key].copy()
+                    taken[key] = deepcopy(given[key])
         return adata
 
     def source_data(self, context: str) -> AnnData:
@@ -111,19 +115,23 @@ class PreparedFold:
 
     def population(self, i: int) -> metrics.ObservedPopulation:
         """The observed side of population ``i``."""
-        if i not in self._populations:
-            population, scoring = self.fold.populations[i], self.scoring
-            source, reference = self.controls[population.context]
-            self._populations[i] = metrics.ObservedPopulation(
-                self.screen.x[population.observed],
-                source,
-                reference,
-                n_de=scoring.n_de,
-                pca=self.pca,
-                max_cells=scoring.max_cells,
-                seed=self.fold.seed,
-            )
-        return self._populations[i]
+        if i in self._populations:
+            return self._populations[i]
+        population, scoring = self.fold.populations[i], self.scoring
+        source, reference = self.controls[population.context]
+        made = metrics.ObservedPopulation(
+            self.screen.x[population.observed],
+            source,
+            reference,
+            n_de=scoring.n_de,
+            pca=self.pca,
+            max_cells=scoring.max_cells,
+            seed=self.fold.seed,
+        )
+        # what a population computes once is a few dense samples: a genome-wide fold would fill the memory with them
+        if (len(self._populations) + 1) * 4 * scoring.max_cells * self.screen.x.shape[1] <= KEPT_VALUES:
+            self._populations[i] = made
+        return made
 
     def floor(self, i: int) -> NoiseFloor:
         """Squared error that no honest prediction of population ``i`` falls short of."""

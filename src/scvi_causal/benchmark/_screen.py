@@ -131,10 +131,9 @@ class Screen:
         _check_labels(labels, tokens, controls[0], perturbation_key)
         x, library, is_counts = _expression(adata, layer, size_factor_key)
         contexts = np.full(adata.n_obs, "", dtype=object)
-        if levels:
-            contexts = (
-                pd.concat([level.astype(str) for level in levels], axis=1).agg(", ".join, axis=1).to_numpy(object)
-            )
+        for i, level in enumerate(levels):
+            values = level.astype(str).to_numpy(object)
+            contexts = contexts + ", " + values if i else values
         return cls(adata, setup, labels, contexts, controls[0], tokens, x, is_counts, library)
 
     def __getstate__(self) -> dict:
@@ -167,13 +166,16 @@ class Screen:
         adata = self.adata
         for text in (adata.obs_names, adata.var_names, self.labels, self.contexts):
             digest.update("\n".join(map(str, text)).encode())
-        for array in (*_buffers(self.x), self.library, _batches(self)):
+        for array in (*_buffers(self.x), self.library):
             if array is not None:
                 digest.update(np.ascontiguousarray(array).tobytes())
-        for key in sorted(_tables(self)):
-            digest.update(
-                key.encode() + pd.util.hash_pandas_object(_tables(self)[key], index=True).to_numpy().tobytes()
-            )
+        for name, table in _tables(adata).items():
+            digest.update(f"{name}|{list(table.columns)}".encode())
+            digest.update(pd.util.hash_pandas_object(table.astype(str), index=True).to_numpy().tobytes())
+        for name, matrix in _matrices(adata).items():
+            digest.update(name.encode())
+            for array in _buffers(matrix):
+                digest.update(np.ascontiguousarray(array).tobytes())
         digest.update(repr(sorted(self.setup.items())).encode())
         return digest.hexdigest()
 
@@ -239,13 +241,18 @@ def _buffers(x: Any) -> tuple[np.ndarray, ...]:
     return (x.data, x.indices, x.indptr) if sp.issparse(x) else (x,)
 
 
-def _batches(screen: Screen) -> np.ndarray | None:
-    key = screen.setup["batch_key"]
-    return (
-        None if key is None else pd.util.hash_pandas_object(screen.adata.obs[key].astype(str), index=False).to_numpy()
-    )
+def _tables(adata: AnnData) -> dict[str, pd.DataFrame]:
+    """Metadata of the cells, and all tables of ``uns``: a model may use any of them."""
+    obs = adata.obs[[name for name in adata.obs if not str(name).startswith("_scvi")]]
+    tables = {f"uns {key}": value for key, value in sorted(adata.uns.items()) if isinstance(value, pd.DataFrame)}
+    return {"obs": obs, **tables}
 
 
-def _tables(screen: Screen) -> dict[str, pd.DataFrame]:
-    """Networks and features of ``uns``: all tables there, since a model may register any of them."""
-    return {str(key): value for key, value in screen.adata.uns.items() if isinstance(value, pd.DataFrame)}
+def _matrices(adata: AnnData) -> dict[str, Any]:
+    """What there is for genes and pairs of genes."""
+    found = {f"varm {key}": value for key, value in sorted(adata.varm.items())}
+    found |= {f"varp {key}": value for key, value in sorted(adata.varp.items())}
+    return {
+        key: value.tocsr() if sp.issparse(value) else np.asarray(value, dtype=np.float64)
+        for key, value in found.items()
+    }
