@@ -40,19 +40,19 @@ def test_rows_have_the_same_weight_whatever_the_size_of_their_cluster():
     np.testing.assert_allclose(two[:, 1], 2 * two[:, 0])
 
 
-@pytest.mark.parametrize("n", [6, 10, 25])
+@pytest.mark.parametrize("n", [6, 25])
 def test_interval_covers_the_truth_also_for_few_perturbations(n):
     rng = np.random.default_rng(1)
     hit = plain = 0
-    for seed in range(600):
+    for seed in range(400):
         x = rng.normal(size=n)
-        means = bootstrap_means(x, np.arange(n), n_boot=1000, seed=seed)
+        means = bootstrap_means(x, np.arange(n), n_boot=500, seed=seed)
         low, high = interval(means, n)
         hit += low <= 0 <= high
         low, high = np.quantile(means, [0.025, 0.975])
         plain += low <= 0 <= high
-    assert 0.92 <= hit / 600 <= 0.985
-    assert n > 10 or plain / 600 < 0.92  # why the interval is widened
+    assert 0.92 <= hit / 400 <= 0.985
+    assert n > 6 or plain / 400 < 0.92  # why the interval is widened
 
 
 def test_interval_of_one_cluster_is_not_known():
