@@ -77,6 +77,8 @@ class ForeignPredictor:
         Another interpreter and script than those of the peer.
     script_version
         Used for nothing: it tells stored results of one script from those of another.
+    script_version
+        Used for nothing: it tells stored results of one script from those of another.
 
     Attributes
     ----------
@@ -199,6 +201,7 @@ class ForeignPredictor:
         """Write what the peer knows of perturbations without cells; returns the tokens it knows something of."""
         if self._features_key is not None:
             table = pd.DataFrame(adata.uns[self._features_key])
+            table = table[(table != 0).any(axis=1)]  # nothing but zeros: a gene without annotation
             table.to_csv(self._folder / "features.csv")
         if self._gene2go:
             pairs = _go_terms({*adata.var_names, *self._seen, *self._tokens})

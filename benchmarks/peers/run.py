@@ -25,6 +25,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from _common import ROOT, data_file, prior_file, say
 from predictor import SCRIPTS, ForeignPredictor
 
+from scvi_causal import benchmark
 from scvi_causal.benchmark import ModelSpec
 from scvi_causal.data import parse_label
 
@@ -53,12 +54,10 @@ def load_screen(name: str) -> ad.AnnData:
     adata = ad.read_h5ad(data_file(FILES[name]))
     if "perturbation_features_key" in SETTINGS[name]:
         archive = np.load(prior_file("gene_embedding_go_svd128.npz"), allow_pickle=True)
-        row = {gene: i for i, gene in enumerate(map(str, archive["genes"]))}
-        known = [token for token in tokens_of(adata) if ALIAS.get(token, token) in row]
-        matrix = archive["embedding"][[row[ALIAS.get(token, token)] for token in known]]
-        adata.uns[GO] = pd.DataFrame(matrix, known, [f"go_{i}" for i in range(matrix.shape[1])])
-        if missing := sorted(set(tokens_of(adata)) - set(known)):
-            say(f"{name}: no GO features of {', '.join(missing)}")
+        table = pd.DataFrame(archive["embedding"], archive["genes"].astype(str)).add_prefix("go_")
+        tokens = tokens_of(adata)
+        # a gene without annotation is nothing but zeros in this embedding
+        adata.uns[GO] = table.reindex([ALIAS.get(token, token) for token in tokens]).fillna(0.0).set_axis(tokens)
     return adata
 
 
@@ -108,6 +107,9 @@ def main() -> None:
     parser.add_argument(
         "--epochs", nargs="+", default=[], metavar="PEER=N", help="fewer epochs than a peer's own, named in the table"
     )
+    parser.add_argument(
+        "--peers-only", action="store_true", help="add the peers to a run of our models that is in --out"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--engine", default="inprocess")
@@ -127,12 +129,11 @@ def main() -> None:
 
 def run_screen(name: str, options: argparse.Namespace, epochs: dict[str, int]) -> None:
     """The benchmark of one screen."""
-    from scvi_causal import benchmark
-
     adata = load_screen(name)
+    models = models_of(name, adata, options.peers or PEERS[name], epochs)
     result = benchmark.run(
         adata,
-        models=models_of(name, adata, options.peers or PEERS[name], epochs),
+        models={model: spec for model, spec in models.items() if not (options.peers_only and model in OURS[name])},
         out=options.out or ROOT / "benchmarks" / "runs" / f"peers_{name}",
         size_factor_key=SIZE_FACTOR,
         n_folds=options.folds,

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from _exchange import one_in_ten, pairs_with_ctrl, serve
 from gears import GEARS, PertData
-from gears.utils import create_cell_graph_for_prediction
+from gears.utils import create_cell_graph_for_prediction, get_GO_edge_list
 from torch_geometric.loader import DataLoader
 
 
@@ -56,6 +56,11 @@ def _data(train, job) -> PertData:
     data.split, data.seed = "no_test", job.seed
     data.set2conditions = {"train": sorted(set(conditions) - set(validate)), "val": validate}
     data.get_dataloader(batch_size=32, test_batch_size=128)
+    # found here, the edges are not computed in 25 processes, which takes as many times the memory
+    terms = {gene: job.gene2go[gene] for gene in data.pert_names}
+    edges = [edge for gene in terms for edge in get_GO_edge_list((gene, terms))]
+    table = pd.DataFrame(edges, columns=["source", "target", "importance"])
+    table.to_csv(folder / "go_essential_screen.csv", index=False)
     return data
 
 

@@ -7,7 +7,6 @@ own: 40 epochs, stopped after 5 without progress on a tenth of the perturbations
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -23,13 +22,12 @@ def fit(train, job):
     np.random.seed(job.seed)  # noqa: NPY002 - Scouter draws from the global state
     torch.manual_seed(job.seed)
     embedding = job.features.astype(np.float32)
-    embedding.loc["ctrl"] = 0.0
+    embedding.loc["ctrl"] = 0.0  # says Scouter: one of the two that are perturbed is none
     data = ScouterData(_with_conditions(train), embedding, "condition", "gene_name")
     data.setup_ad(slim=False)  # slim would forget the embeddings of perturbations without cells
     data.gene_ranks()
     data.get_dropout_non_zero_genes()
     data.split_Train_Val_Test(val_conds=one_in_ten(data.adata.obs["condition"], job.seed), if_test=False)
-    # Scouter takes its number of genes from a split that it does not make here
     model = Scouter(data, device="cpu")
     model.model_init()
     model.train(n_epochs=job.options.get("epochs", 40))
@@ -43,15 +41,12 @@ def _with_conditions(adata) -> ad.AnnData:
 
 
 def predict(model, source, targets, job):
-    """Every control cell under every target."""
-    model.ctrl_adata = (
-        SimpleNamespace()
-    )  # replaced below: predictions start from the cells given, not from training cells
-    model.ctrl_adata = _with_conditions(source)
-    conditions = pairs_with_ctrl(targets)
-    found = {}
-    for target, condition in zip(targets, conditions, strict=True):
-        found[target] = model.pred([condition], n_pred=source.n_obs, seed=job.seed)[condition]
+    """Every control cell under every target; Scouter's own method draws control cells at random."""
+    network, x, found = model.network.eval(), torch.tensor(source.X.toarray()), {}
+    for target, condition in zip(targets, pairs_with_ctrl(targets), strict=True):
+        pair = [model.embd_idx_dict[token] for token in condition.split("+")]
+        with torch.no_grad():
+            found[target] = network(torch.tensor([pair] * source.n_obs), x).numpy()
     return found
 
 
