@@ -39,40 +39,50 @@ class GroupMoments:
     variance: np.ndarray
 
 
-def iterate_expression(
-    adata_manager: AnnDataManager, rows: np.ndarray, scale: str
-) -> Iterator[tuple[slice, csr_matrix]]:
-    """Pieces of the expression of ``rows`` on the scale asked for, never more than a few thousand cells at once.
+class ExpressionReader:
+    """Expression of rows of a registered AnnData on the scale asked for, as float64 CSR.
 
     Parameters
     ----------
     adata_manager
-        Manager of the training data.
-    rows
-        Cells to read.
+        Manager of the data.
     scale
         ``"log1p"``: log(1 + counts per 10,000 of the library); ``"normalized"``: these counts; ``"continuous"``: as it is.
     """
-    dataset = CausalDataset(adata_manager, [REGISTRY_KEYS.X_KEY], load_sparse_tensor=True)
-    library = None
-    if REGISTRY_KEYS.SIZE_FACTOR_KEY in adata_manager.data_registry:
-        library = np.asarray(adata_manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR_KEY), dtype=np.float64).ravel()
-    for start in range(0, len(rows), _STEP):
-        part = rows[start : start + _STEP]
-        x = dataset[part][REGISTRY_KEYS.X_KEY]
+
+    def __init__(self, adata_manager: AnnDataManager, scale: str):
+        self._dataset = CausalDataset(adata_manager, [REGISTRY_KEYS.X_KEY], load_sparse_tensor=True)
+        self._scale, self._library = scale, None
+        if REGISTRY_KEYS.SIZE_FACTOR_KEY in adata_manager.data_registry:
+            library = adata_manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR_KEY)
+            self._library = np.asarray(library, dtype=np.float64).ravel()
+
+    def __call__(self, rows: np.ndarray) -> csr_matrix:
+        """(rows, genes) expression."""
+        x = self._dataset[rows][REGISTRY_KEYS.X_KEY]
         if isinstance(x, SparseRows):
             indptr = np.concatenate([[0], np.cumsum(x.counts)])
-            x = csr_matrix((x.values, x.columns, indptr), shape=(len(part), x.n_columns))
+            x = csr_matrix((x.values, x.columns, indptr), shape=(len(rows), x.n_columns))
         else:
             x = csr_matrix(x)
         x = x.astype(np.float64)
-        if scale != "continuous":
-            total = np.asarray(x.sum(1)).ravel() if library is None else library[part]
+        if self._scale != "continuous":
+            total = np.asarray(x.sum(1)).ravel() if self._library is None else self._library[rows]
             per_entry = np.repeat(NORMALIZED_TOTAL / np.where(total > 0, total, 1.0), np.diff(x.indptr))
             x.data = x.data * per_entry
-        if scale == "log1p":
+        if self._scale == "log1p":
             x.data = np.log1p(x.data)
-        yield slice(start, start + len(part)), x
+        return x
+
+
+def iterate_expression(
+    adata_manager: AnnDataManager, rows: np.ndarray, scale: str
+) -> Iterator[tuple[slice, csr_matrix]]:
+    """Pieces of the expression of ``rows``, never more than a few thousand cells at once; see :class:`ExpressionReader`."""
+    read = ExpressionReader(adata_manager, scale)
+    for start in range(0, len(rows), _STEP):
+        part = rows[start : start + _STEP]
+        yield slice(start, start + len(part)), read(part)
 
 
 def group_moments(

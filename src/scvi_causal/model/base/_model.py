@@ -33,6 +33,7 @@ from ._counterfactual import CounterfactualMixin
 from ._effects import EffectsMixin
 from ._embedding import EmbeddingMixin
 from ._grn import GRNMixin
+from ._marginal import MarginalMixin
 from ._training import TrainingMixin
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ _CHECKED_KEYS = (
 )
 
 
-class CausalModel(CounterfactualMixin, EffectsMixin, GRNMixin, EmbeddingMixin, TrainingMixin, BaseModelClass):
+class CausalModel(
+    CounterfactualMixin, EffectsMixin, MarginalMixin, GRNMixin, EmbeddingMixin, TrainingMixin, BaseModelClass
+):
     """Base of all models of this package.
 
     A method subclasses it, builds a :class:`CausalModule` in ``__init__`` and gets ``setup_anndata``, training, and the
