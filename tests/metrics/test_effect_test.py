@@ -60,6 +60,9 @@ def test_degenerate_populations():
     same = np.ones((10, 4))
     assert effect_test(same, same) == 1.0
     assert effect_test(same[:1], same) == 1.0
+    cells = np.random.default_rng(1).random((9, 3))
+    for observed, control in ((cells, cells), (sp.csr_matrix(cells), cells), (cells, sp.csr_matrix(cells))):
+        assert effect_test(observed, control) == 1.0
     # a single cell unlike 39 others cannot be surer than 1 / 40
     rng = np.random.default_rng(0)
     others = rng.normal(size=(39, 4))

@@ -44,19 +44,17 @@ def noise_ceiling(
     independent here too. Both halves hold half of the cells; a model is measured against all of them. ``spearman_brown=True``
     turns what two halves say into what **a replicate of full size** would score:
 
-    ==================================  ===============================================================================
-    correlations                        Spearman-Brown, :math:`2 r / (1 + r)` (not below -1)
-    ``mse``                             halved: all of it is sampling noise, which falls with the number of cells
-    ``mse_ratio``,                      the same for the error above the line, over the denominator of all cells
-    ``mse_unbiased_ratio``,
-    :math:`1 - R^2` of the R2
-    ``mae``                             divided by :math:`\sqrt 2`: the noise of a mean falls with the root of n
-    ``wasserstein``                     the same, as far as the cells that enter it become more (``max_cells``)
-    ``energy``, ``energy_pca``,         as they are: unbiased, 0 in expectation at any size
-    ``mmd2``
-    calls of DE                         as they are: full size has more power, so the true ceiling is (much) higher
-    ``variance_ratio``, ``coverage90``  as they are: their best value is known
-    ==================================  ===============================================================================
+    ==============================================  ====================================================
+    correlations, cosine                            Spearman-Brown, :math:`2 r / (1 + r)` (not below -1)
+    ``mse``                                         halved: it is sampling noise, which falls as 1 / n
+    ``mse_ratio``, ``mse_unbiased_ratio``           the error above the line halved, over all cells
+    ``r2``, ``r2_de``, ``r2_weighted``              :math:`1 - R^2` as a ratio of that kind
+    ``mae``                                         divided by :math:`\sqrt 2`: noise of a mean
+    ``wasserstein``                                 the same, as far as ``max_cells`` allows for more
+    ``energy``, ``energy_pca``, ``mmd2``            as they are: unbiased, 0 in expectation at any size
+    ``de_overlap``, ``de_auprc``, ``de_direction``  as they are: a **lower** bound, full size calls more
+    ``variance_ratio``, ``coverage90``              as they are: their best value is known
+    ==============================================  ====================================================
 
     What the corrected value is not: a bound on predictions. A replicate is noisy too. A prediction *without* noise of its own
     correlates with the observation by up to :math:`\sqrt{r}` of a replicate's ``r``, and reaches half of its squared error; a

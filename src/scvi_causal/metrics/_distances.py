@@ -21,8 +21,8 @@ from ._arrays import as_cells, check_same_genes, row_blocks, subsample_cells
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-# values of a block of genes over all cells, for what has to sort them: 16 MB in float32
-_BLOCK_VALUES = 2**22
+# values of a block of genes over all cells, for what has to sort them: 4 MB in float32
+_BLOCK_VALUES = 2**20
 
 
 def energy_distance(
