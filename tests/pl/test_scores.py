@@ -86,6 +86,34 @@ def test_scores_far_outside_are_arrows_at_the_edge():
     assert len(points(ax, "mine")) == 19  # the mean over all populations is outside as well
 
 
+def test_scores_mutes_the_other_baselines(values, ceiling):
+    values = values.assign(other=[0.1, 0.2, 0.3], third=[0.0, 0.1, 99.0])
+    ax = pl.scores(values, baseline="base", ceiling=ceiling, muted=["other", "third"], limits=(-1, 2))
+    rings = points(ax, "other baselines")
+    assert len(rings) == 2 * 4
+    np.testing.assert_allclose(rings[:4, 0], [0.2, 0.1, 0.1, 0.0])
+    assert np.isnan(rings[5, 0])  # far outside
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [
+        "mine",
+        "other baselines",
+        "base",
+        "noise ceiling (95 %)",
+    ]
+    assert pl.scores(values, legend=False).get_legend() is None
+    order = pl.scores(values, ceiling=ceiling, sort=False).get_yticklabels()
+    assert [t.get_text()[0] for t in order] == ["A", "B", "C", "m"]
+    with pytest.raises(ValueError, match="'othr'.* Did you mean 'other'"):
+        pl.scores(values, muted=["othr"])
+
+
+def test_names_are_no_mathematics():
+    values = pd.DataFrame({r"$\frac$": [0.3]}, index=[r"$\frac$"])
+    pl.scores(values).figure.draw_without_rendering()
+    pl.skill(values).figure.draw_without_rendering()
+    names = [r"$\frac$", "b", "c"]
+    pl.effects(np.arange(3.0), np.arange(3.0), names, title=r"$\frac$").figure.draw_without_rendering()
+
+
 def test_scores_on_given_axes_and_on_degenerate_input(values, ceiling):
     _, ax = plt.subplots()
     assert pl.scores(values, ax=ax, limits=(-1, 2)) is ax
@@ -112,7 +140,7 @@ def test_skill_writes_and_colours_every_cell():
     raw = pd.DataFrame({"MSE": [1.25, 0.5, np.nan], "Pearson": [0.71, 0.6, 0.3]}, index=["base", "other", "mine"])
     ax = pl.skill(table, raw, title="title")
     texts = [t.get_text() for t in ax.texts]
-    assert texts == ["0.50", "0.3", "−3.00", "0.00", "0.71", "0.00", "1.25", "–", "0.6", "1.00", "0.5"]
+    assert texts == ["0.50", "0.300", "−3.00", "0.00", "0.710", "0.00", "1.25", "–", "0.600", "1.00", "0.500"]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["mine", "base", "other"]
     shown = np.ma.filled(ax.images[0].get_array(), np.nan)
     np.testing.assert_allclose(shown, [[0.5, -1.0], [0.0, 0.0], [np.nan, 1.0]])  # colours end at -1

@@ -82,7 +82,8 @@ def effects(
     if observed.std() > 0 and predicted.std() > 1e-5 * observed.std():
         r = np.corrcoef(observed, predicted)[0, 1]
         ax.text(0.98, 0.03, f"r = {r:.3f}", transform=ax.transAxes, ha="right", va="bottom")
-    ax.set(xlabel="observed effect", ylabel="predicted effect", title=title)
+    ax.set(xlabel="observed effect", ylabel="predicted effect")
+    ax.set_title(title or "", parse_math=False)
     despine(ax)
     if gene_names is not None and n_top > 0:
         top = order[:n_top]

@@ -110,7 +110,7 @@ def scores(
         _draw_ceiling(ax, pd.concat([ceiling.iloc[drawn], ceiling[["value"]].mean().to_frame(MEAN).T]), y)
     names = [_name(label) for label in values.index[drawn]]
     ax.axhline(len(drawn) - 0.3, color="0.6", linewidth=0.8)
-    ax.set_yticks(y, [*names, MEAN])
+    ax.set_yticks(y, [*names, MEAN], parse_math=False)  # a name may hold dollar signs
     ax.get_yticklabels()[-1].set_fontweight("bold")
     ax.set(ylim=(len(drawn) + 1.0, -0.7), xlim=limits, xlabel=xlabel)
     if limits[0] < 0 < limits[1]:
@@ -187,7 +187,9 @@ def _titles(ax: Axes, title: str | None, left_out: str, n_entries: int) -> None:
     columns = max(1, min(n_entries, 3))
     if n_entries:
         place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
-        ax.legend(frameon=False, ncols=columns, fontsize=9, handletextpad=0.4, columnspacing=1.2, **place)
+        box = ax.legend(frameon=False, ncols=columns, fontsize=9, handletextpad=0.4, columnspacing=1.2, **place)
+        for entry in box.get_texts():
+            entry.set_parse_math(False)
     text = " ".join(part for part in (title, f"({left_out})" if left_out else "") if part)
     if text:
         ax.set_title(text, loc="left", pad=8 + 15 * int(np.ceil(n_entries / columns)))

@@ -75,8 +75,8 @@ def skill(
     image = ax.imshow(np.clip(values, -1, 1), cmap=cmap, vmin=-1, vmax=1, aspect="auto")
     for i, j in np.ndindex(values.shape):
         _write(ax, j, i, values[i, j], None if raw is None else float(raw.iat[i, j]), cmap)
-    ax.set_xticks(range(n_metrics), [_wrap(str(name)) for name in table.columns], fontsize=9)
-    ax.set_yticks(range(n_models), [str(name) for name in table.index])
+    ax.set_xticks(range(n_metrics), [_wrap(str(name)) for name in table.columns], fontsize=9, parse_math=False)
+    ax.set_yticks(range(n_models), [str(name) for name in table.index], parse_math=False)
     ax.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     # white lines between the cells
     ax.set_xticks(np.arange(n_metrics + 1) - 0.5, minor=True)

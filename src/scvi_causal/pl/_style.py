@@ -69,6 +69,7 @@ def label_points(ax: Axes, x: np.ndarray, y: np.ndarray, labels: list[str], obst
         text = ax.annotate(
             label,
             (xi, yi),
+            parse_math=False,
             xytext=(0, 0),
             textcoords="offset points",
             fontsize=8,

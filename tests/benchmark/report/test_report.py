@@ -21,7 +21,7 @@ from scvi_causal.benchmark._report.html import inline, to_html
 from scvi_causal.benchmark._report.markdown import to_markdown
 from scvi_causal.benchmark._tables import summary
 
-HOSTILE = "a<b>|`c`*d*_e_[f](g)$h$"
+HOSTILE = r"a<b>|`c`*d*_e_[f](g)$\frac$"
 METRICS = ["r2_de", "pearson_effect", "variance_ratio", "pearson_centred", "discrimination"]
 
 
@@ -30,7 +30,7 @@ def words_only(monkeypatch):
     """No pictures: they take the longest, and tests of words do not need them."""
     monkeypatch.setattr(_sections, "skill_picture", lambda found: None)
     monkeypatch.setattr(_sections, "score_pictures", lambda found: [])
-    monkeypatch.setattr(_sections, "effect_picture", lambda *args: None)
+    monkeypatch.setattr(_sections, "effect_picture", lambda *args: Picture("effects.png", b"", "", ""))
 
 
 def run(results, ceiling, effects=None, missing=(), **config):
@@ -116,6 +116,7 @@ def test_both_files_and_their_pictures(frames, tmp_path):
     assert all('alt="' in image for image in re.findall(r"<img [^>]+>", page))
 
 
+@pytest.mark.usefixtures("words_only")
 def test_sections_come_in_order_of_importance(frames):
     results, ceiling = frames()
     results.loc[results["perturbation"] == "GENE01", ["status", "error"]] = ["refused", "unknown"]
@@ -137,7 +138,7 @@ def test_sections_come_in_order_of_importance(frames):
 
 
 def test_same_input_same_bytes(frames, tmp_path):
-    results, ceiling = frames()
+    results, ceiling = frames(n_perturbations=6, n_null=0, seeds=(0,))
     first, second = (write_report(run(results, ceiling), tmp_path / name) for name in "ab")
     assert first.html.read_bytes() == second.html.read_bytes()
     assert first.markdown.read_bytes() == second.markdown.read_bytes()
@@ -344,11 +345,12 @@ def test_names_from_outside_are_text_and_nothing_else(frames):
 
 def test_inline_markup_and_escapes():
     assert inline("**a** *b* `c<d` e<f") == "<strong>a</strong> <em>b</em> <code>c&lt;d</code> e&lt;f"
-    assert inline(plain(HOSTILE)) == "a&lt;b&gt;|`c`*d*_e_[f](g)$h$"
+    assert inline(plain(HOSTILE)) == r"a&lt;b&gt;|`c`*d*_e_[f](g)$\frac$"
     assert inline(f"**{plain('2*3')}**") == "<strong>2*3</strong>"
     assert inline(code("a`b\n c")) == "<code>a&#x27;b c</code>"
 
 
+@pytest.mark.usefixtures("words_only")
 def test_degenerate_runs_have_a_report_too(frames):
     def report(results, ceiling, **options):
         blocks = build(run(results, ceiling, **options))
@@ -370,6 +372,16 @@ def test_degenerate_runs_have_a_report_too(frames):
         build(run(results.iloc[:0], ceiling))
     with pytest.raises(ValueError, match="'pearson'"):
         build(run(results, ceiling), metrics=["pearson"])
+
+
+def test_degenerate_runs_have_pictures_as_far_as_there_is_something_to_draw(frames):
+    def pictures(results, ceiling):
+        return [block.name for block in build(run(results, ceiling), ["r2_de"]) if isinstance(block, Picture)]
+
+    results, ceiling = frames(n_perturbations=1, n_null=0, seeds=(0,), models={"SCCVAE": (False, 0.6)})
+    assert pictures(results, ceiling) == ["scores_1.png"]  # no baseline, no skill
+    assert pictures(results, pd.DataFrame()) == ["scores_1.png"]
+    assert pictures(results.assign(status="failed", r2_de=np.nan), ceiling) == []
 
 
 def test_scope_counts_what_could_not_be_tested(frames):

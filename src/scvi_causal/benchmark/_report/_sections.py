@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ._findings import Findings
 
-MAX_ROWS = 60
+MAX_ROWS, MAX_CONTEXTS = 60, 20
 
 
 def warning_section(found: Findings, missing: list) -> list[Block]:
@@ -210,7 +210,7 @@ def population_section(found: Findings) -> list[Block]:
         for kind in table.index.unique(0):
             blocks += [Text(f"**{plain(kind)}**"), score_table(table.loc[kind], found, found.metrics, mark=False)]
     contexts = found.shown["context"].nunique()
-    if 1 < contexts <= MAX_ROWS:
+    if 1 < contexts <= MAX_CONTEXTS:
         table = breakdown(found.shown, found.top, "context", metrics=found.metrics, populations="all")
         blocks.append(Heading("By context", 3))
         for metric in found.metrics:

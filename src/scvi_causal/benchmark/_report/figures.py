@@ -132,7 +132,9 @@ def _score_picture(found: Findings, grids: dict, order: pd.Index, max_rows: int,
     last = [text for text in (BEST_BASELINE, OTHERS, "noise ceiling (95 %)", "noise ceiling") if text in handles]
     entries = {text: handles[text] for text in [*(t for t in handles if t not in last), *last]}
     place = {"loc": "upper left", "frameon": False, "fontsize": 9, "handletextpad": 0.4, "columnspacing": 1.4}
-    figure.legend(entries.values(), entries.keys(), ncols=columns, **place)
+    legend = figure.legend(entries.values(), entries.keys(), ncols=columns, **place)
+    for entry in legend.get_texts():
+        entry.set_parse_math(False)
 
     means = "; ".join(
         f"{plain(title_of(m))}: {plain(METRICS[m].meaning)}" + (f" (best baseline: {plain(b)})" if b else "")
@@ -206,7 +208,7 @@ def effect_picture(
                 continue
             options = {"n_top": 6, "n_de": n_de, "limits": limits, "title": title}
             pl.effects(observed, rows[model], means.columns, **options, ax=axes[i, j])
-            axes[i, j].set_ylabel(f"predicted by {model}" if j == 0 else "")
+            axes[i, j].set_ylabel(f"predicted by {model}" if j == 0 else "", parse_math=False)
             axes[i, j].set_xlabel("observed effect" if i == len(models) - 1 else "")
     caption = (
         "Effect on every gene (difference of mean log1p expression) of the perturbation with the highest, the middle and the "
