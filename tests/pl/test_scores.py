@@ -90,9 +90,9 @@ def test_scores_mutes_the_other_baselines(values, ceiling):
     values = values.assign(other=[0.1, 0.2, 0.3], third=[0.0, 0.1, 99.0])
     ax = pl.scores(values, baseline="base", ceiling=ceiling, muted=["other", "third"], limits=(-1, 2))
     rings = points(ax, "other baselines")
-    assert len(rings) == 2 * 4
-    np.testing.assert_allclose(rings[:4, 0], [0.2, 0.1, 0.1, 0.0])
-    assert np.isnan(rings[5, 0])  # far outside
+    np.testing.assert_allclose(rings[:, 0], [0.2, 0.1, 0.1, 0.0, 0.3, 0.2])
+    far = [line.get_xydata() for line in ax.lines if line.get_marker() == ">"]  # 99, and the mean with it
+    np.testing.assert_allclose(far[0], np.column_stack([[2, 2], ax.get_yticks()[-2:]]))
     assert [t.get_text() for t in ax.get_legend().get_texts()] == [
         "mine",
         "other baselines",
@@ -112,6 +112,16 @@ def test_names_are_no_mathematics():
     pl.skill(values).figure.draw_without_rendering()
     names = [r"$\frac$", "b", "c"]
     pl.effects(np.arange(3.0), np.arange(3.0), names, title=r"$\frac$").figure.draw_without_rendering()
+
+
+def test_scores_fit_values_and_not_the_ends_of_wide_intervals():
+    index = [f"P{i}" for i in range(10)]
+    values = pd.DataFrame({"mine": np.linspace(0.5, 1.0, 10)}, index=index)
+    ceiling = pd.DataFrame({"value": 0.2, "low": 0.1, "high": 0.3}, index=index)
+    ceiling.loc["P3", "high"] = 500.0
+    low, high = pl.scores(values, ceiling=ceiling).get_xlim()
+    assert low < 0.1
+    assert 1.0 < high < 3.0
 
 
 def test_scores_on_given_axes_and_on_degenerate_input(values, ceiling):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # shapes as well as colours, so that models are told apart in grey too
 MARKERS = ("o", "D", "s", "^", "v", "P", "X", "*")
 BAND, TICK = "#D9D9D9", "#7F7F7F"
-MEAN = "mean"
+MEAN, OTHERS = "mean", "other baselines"
 
 
 def scores(
@@ -100,10 +100,8 @@ def scores(
     for number, model in enumerate(others):
         _draw_model(ax, table[model].to_numpy(dtype=float), y, number, str(model), limits)
     if muted:
-        rings = {"color": TICK, "markerfacecolor": "white", "markersize": 4.5, "markeredgewidth": 1.0, "zorder": 2.5}
         x = table[list(muted)].to_numpy(dtype=float)
-        x = np.where((x >= limits[0]) & (x <= limits[1]), x, np.nan)
-        ax.plot(x.ravel(), np.repeat(y, x.shape[1]), "o", label="other baselines", **rings)
+        _draw_muted(ax, x.ravel(), np.repeat(y, x.shape[1]), limits)
     if baseline is not None:
         ax.plot(table[baseline], y, "|", color="black", markersize=11, markeredgewidth=1.8, label=baseline, zorder=3)
     if ceiling is not None:
@@ -147,19 +145,22 @@ def _order(values: pd.DataFrame, ceiling: pd.DataFrame | None, better: str) -> n
 
 
 def _limits(values: pd.DataFrame, ceiling: pd.DataFrame | None) -> tuple[float, float]:
-    """Limits that hold everything but what lies far outside of the bulk."""
+    """Limits that hold everything but what lies far outside of the bulk; ends of intervals count as little."""
     points = values.to_numpy(dtype=float).ravel()
-    frame = np.empty(0) if ceiling is None else ceiling.to_numpy(dtype=float).ravel()
-    points, frame = points[np.isfinite(points)], frame[np.isfinite(frame)]
-    if points.size:
-        low, high = np.quantile(points, [0.1, 0.9])
-        reach = 2 * (high - low)
-        points = points[(points >= low - reach) & (points <= high + reach)]
-    everything = np.concatenate([points, frame])
-    if everything.size == 0:
+    kept, ends = np.empty(0), np.empty(0)
+    if ceiling is not None:
+        kept = ceiling["value"].to_numpy(dtype=float)
+        ends = ceiling.drop(columns="value").to_numpy(dtype=float).ravel()
+    points, kept, ends = (x[np.isfinite(x)] for x in (points, kept, ends))
+    bulk = np.concatenate([points, kept])
+    if bulk.size == 0:
         return -1.0, 1.0
-    margin = 0.04 * max(float(np.ptp(everything)), 1e-6)
-    return float(everything.min() - margin), float(everything.max() + margin)
+    low, high = np.quantile(bulk, [0.1, 0.9])
+    reach = 2 * max(high - low, 1e-6)
+    near = np.concatenate([points, ends])
+    shown = np.concatenate([kept, near[(near >= low - reach) & (near <= high + reach)]])
+    margin = 0.04 * max(float(np.ptp(shown)), 1e-6)
+    return float(shown.min() - margin), float(shown.max() + margin)
 
 
 def _draw_ceiling(ax: Axes, ceiling: pd.DataFrame, y: np.ndarray) -> None:
@@ -174,9 +175,20 @@ def _draw_ceiling(ax: Axes, ceiling: pd.DataFrame, y: np.ndarray) -> None:
 
 def _draw_model(ax: Axes, x: np.ndarray, y: np.ndarray, number: int, label: str, limits: tuple[float, float]) -> None:
     style = {"color": CATEGORIES[number % len(CATEGORIES)], "zorder": 5 - 0.01 * number, "markersize": 6.5}
-    style |= {"linestyle": "none", "markeredgecolor": "white", "markeredgewidth": 0.6}
+    style |= {"markeredgecolor": "white", "markeredgewidth": 0.6}
+    _draw(ax, x, y, MARKERS[number % len(MARKERS)], label, limits, style)
+
+
+def _draw_muted(ax: Axes, x: np.ndarray, y: np.ndarray, limits: tuple[float, float]) -> None:
+    style = {"color": TICK, "markerfacecolor": "white", "markersize": 4.5, "markeredgewidth": 1.0, "zorder": 2.5}
+    _draw(ax, x, y, "o", OTHERS, limits, style)
+
+
+def _draw(ax: Axes, x: np.ndarray, y: np.ndarray, marker: str, label: str, limits, style: dict) -> None:
+    """Markers within the limits, and arrows at the edge for what lies beyond."""
+    style = style | {"linestyle": "none"}
     inside = (x >= limits[0]) & (x <= limits[1])
-    ax.plot(x[inside], y[inside], marker=MARKERS[number % len(MARKERS)], label=label, **style)
+    ax.plot(x[inside], y[inside], marker=marker, label=label, **style)
     for beyond, at, arrow in ((x < limits[0], limits[0], "<"), (x > limits[1], limits[1], ">")):
         if beyond.any():  # an empty line that is not clipped would take part in the layout, at (0, 0)
             ax.plot(np.full(beyond.sum(), at), y[beyond], marker=arrow, clip_on=False, **style)

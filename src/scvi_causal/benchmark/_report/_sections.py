@@ -72,7 +72,7 @@ def summary_section(found: Findings) -> list[Block]:
 
 def score_table(table: pd.DataFrame, found: Findings, metrics: list[str], *, mark: bool = True) -> Table:
     """Raw means by model, models and baselines in groups, the ceiling apart."""
-    columns = {m: fmt.column(table[m], fmt.digits_of(table.loc[table.index != CEILING, m])) for m in metrics}
+    columns = {m: fmt.column(table[m]) for m in metrics}
     rows = []
     for i, (model, row) in enumerate(table.iterrows()):
         best = {m for m in metrics if mark and model in found.best.get(m, ())}
