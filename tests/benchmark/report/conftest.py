@@ -6,6 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scvi_causal.benchmark._report import _sections
+from scvi_causal.benchmark._report._blocks import Picture
+
 # value of a prediction without skill, of the ceiling, and the noise of one population
 VALUES = {
     "r2_de": (0.1, 0.95, 0.05),
@@ -70,6 +73,14 @@ def make_frames(
                         | {"wall_s": 12.0, "peak_memory_mb": 500.0 + number % n_folds}
                     )
     return pd.DataFrame(results), pd.DataFrame(ceiling)
+
+
+@pytest.fixture
+def words_only(monkeypatch):
+    """No pictures: they take the longest, and tests of words do not need them."""
+    monkeypatch.setattr(_sections, "skill_picture", lambda found: None)
+    monkeypatch.setattr(_sections, "score_pictures", lambda found: [])
+    monkeypatch.setattr(_sections, "effect_picture", lambda *args: Picture("effects.png", b"", "", ""))
 
 
 @pytest.fixture
