@@ -11,12 +11,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import torch
 
-from scvi_causal.benchmark import _engines, _workers
+from scvi_causal import benchmark
+from scvi_causal.benchmark import ModelSpec, _engines, _workers
 from scvi_causal.benchmark._engines import Crash, run_jobs
+from scvi_causal.benchmark._job import COST_COLUMNS
 
 HERE = Path(__file__).parent
 
@@ -45,29 +48,6 @@ def test_in_process(toys, screen):
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.slow
-def test_same_in_processes(toys, screen, monkeypatch, tmp_path):
-    monkeypatch.setattr(_workers, "JOBS_PER_WORKER", 3)
-    here = outcomes(toys.describe, screen, range(5))
-    there = outcomes(toys.describe, screen, range(5), engine="processes", n_workers=1, scratch=tmp_path)
-    assert [o["sum"] for o in here] == [o["sum"] for o in there]
-    assert {o["threads"] for o in there} == {1}
-    # a worker lives for three jobs
-    assert [len({o["pid"] for o in part}) for part in (there[:3], there[3:], there)] == [1, 1, 2]
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_same_on_ray(toys, screen):
-    ray = ray_or_skip()
-    here = outcomes(toys.describe, screen, range(4))
-    there = outcomes(toys.describe, screen, range(4), engine="ray", n_workers=2)
-    assert [o["sum"] for o in here] == [o["sum"] for o in there]
-    assert {o["threads"] for o in there} == {1}
-    assert os.getpid() not in {o["pid"] for o in there}
-    assert not ray.is_initialized()
-
-
 TROUBLE = ["raise", "exit", "good"]
 
 
@@ -83,30 +63,42 @@ def test_trouble_in_process(toys, screen):
 
 
 @pytest.mark.slow
-def test_trouble_in_processes(toys, screen):
-    jobs = [*TROUBLE, "kill", "good", "write"]
-    *rest, killed, good, wrote = outcomes(toys.misbehave, screen, jobs, engine="processes", n_workers=1)
-    check_trouble(*rest)
+def test_processes(toys, screen, monkeypatch, tmp_path):
+    """The same numbers, a worker for every four jobs, and a worker that is killed costs one job."""
+    monkeypatch.setattr(_workers, "JOBS_PER_WORKER", 4)
+    jobs = [0, *TROUBLE, 1, "write", "kill", 2]
+    first, *trouble, second, wrote, killed, third = outcomes(
+        toys.misbehave, screen, jobs, engine="processes", n_workers=1, scratch=tmp_path
+    )
+    found, here = [first, second, third], outcomes(toys.describe, screen, range(3))
+    assert [o["sum"] for o in found] == [o["sum"] for o in here]
+    assert {o["threads"] for o in found} == {1}
+    assert len({o["pid"] for o in found}) == 3
+    check_trouble(*trouble)
     assert "SIGKILL" in killed.error
     assert "Out of memory?" in killed.error
-    assert good == "good"
     # what all jobs share is not to be changed
     assert "read-only" in wrote.error
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_trouble_on_ray(toys, screen):
+def test_ray(toys, screen):
+    """On a Ray that runs already, with jobs whose code only this process knows where to find."""
     ray = ray_or_skip()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     try:
-        jobs = [*TROUBLE, "kill", "good", "write"]
-        *rest, killed, good, wrote = outcomes(toys.misbehave, screen, jobs, engine="ray", n_workers=2)
+        jobs = [0, *TROUBLE, "write", "kill", 1]
+        first, *trouble, wrote, killed, second = outcomes(toys.misbehave, screen, jobs, engine="ray", n_workers=2)
         assert ray.is_initialized()  # it was not ours to stop
     finally:
         ray.shutdown()
-    check_trouble(*rest)
+    here = outcomes(toys.describe, screen, range(2))
+    assert [o["sum"] for o in (first, second)] == [o["sum"] for o in here]
+    assert first["threads"] == 1
+    assert first["pid"] != os.getpid()
+    check_trouble(*trouble)
     assert killed.error.startswith("WorkerKilled")
-    assert good == "good"
     assert "read-only" in wrote.error
 
 
@@ -150,6 +142,44 @@ def test_how_a_process_ended():
     assert "ended without a result" in _engines.killed_message(None)
 
 
+# ---------------------------------------------------------------------- whole runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["processes", "ray"])
+def test_runs_agree(adata, tmp_path, engine):
+    """Closed forms, a network that is trained, and the noise ceiling, in another order and in other processes."""
+    if engine == "ray":
+        ray = ray_or_skip()
+    models = {"SCCVAE": ModelSpec("SCCVAE", train={"max_epochs": 2}), "PerturbedMean": "PerturbedMean"}
+    keep = adata.obs["perturbation"].isin(["control", "G00", "G01"])
+    options = {"adata": adata[keep, :20].copy(), "task": "seen", "models": models, "report": False, "progress": False}
+    here = benchmark.run(**options, out=tmp_path / "here")
+    there = benchmark.run(**options, out=tmp_path / "there", engine=engine, n_workers=2)
+    assert here.results["status"].eq("ok").all()
+    for name in ("results", "ceiling"):
+        one, two = (getattr(result, name).drop(columns=list(COST_COLUMNS)) for result in (here, there))
+        pd.testing.assert_frame_equal(one, two, check_exact=True)
+    pd.testing.assert_frame_equal(here.effects(), there.effects(), check_exact=True)
+    assert not list((tmp_path / "there").glob(".shared-*"))
+    if engine == "ray":
+        assert not ray.is_initialized()  # it was ours to stop
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_a_row(adata, tmp_path, toys):
+    fits = tmp_path / "fits"
+    fits.mkdir()
+    models = {name: (toys.Shift, {"diary": str(fits), "trouble": t}) for name, t in (("bad", "kill"), ("good", ""))}
+    options = {"engine": "processes", "n_workers": 1, "report": False, "progress": False}
+    result = benchmark.run(adata, "seen", models, out=tmp_path / "out", **options)
+    bad, good = (result.results[result.results["model"] == name] for name in ("bad", "good"))
+    assert set(bad["status"]) == {"failed"}
+    assert bad["error"].str.contains("SIGKILL").all()
+    assert good["status"].eq("ok").all()
+    assert len(list(fits.iterdir())) == 2
+
+
 # ---------------------------------------------------------------------- interrupts: the run is a process of its own
 
 SCRIPT = """
@@ -167,7 +197,7 @@ def swallow(screen, job):
 if __name__ == "__main__":
     work = toys.slow if {engine!r} == "processes" else swallow
     try:
-        for _, outcome in run_jobs(work, {folder!r}, ["first", "last"], engine={engine!r}, n_workers=2):
+        for _, outcome in run_jobs(work, {folder!r}, ["first", "last"], engine={engine!r}, n_workers=1):
             print("done:", outcome, flush=True)
     except KeyboardInterrupt:
         print("stopped")

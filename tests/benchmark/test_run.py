@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from scvi_causal import benchmark
-from scvi_causal.benchmark import ModelSpec, _origin, _run
+from scvi_causal.benchmark import _origin, _run
 from scvi_causal.benchmark._engines import Crash
 from scvi_causal.benchmark._job import COST_COLUMNS
 from scvi_causal.metrics import METRICS
@@ -291,34 +291,6 @@ def test_killed_in_the_middle(small, tmp_path, fits, toys):
     resumed = benchmark.load(out)
     assert resumed.missing == []
     same(resumed, benchmark.run(small, "unseen", models, out=tmp_path / "whole", **FAST))
-
-
-# ---------------------------------------------------------------------- engines
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["processes", "ray"])
-def test_engines_agree(small, tmp_path, engine):
-    """Closed forms, a network that is trained, and the noise ceiling, in another order and in other processes."""
-    if engine == "ray":
-        pytest.importorskip("ray", reason='the engine "ray" is an extra')
-    models = {"SCCVAE": ModelSpec("SCCVAE", train={"max_epochs": 2}), "PerturbedMean": "PerturbedMean"}
-    here = benchmark.run(small, "seen", models, out=tmp_path / "here", **FAST)
-    there = benchmark.run(small, "seen", models, out=tmp_path / "there", engine=engine, n_workers=2, **FAST)
-    assert here.results["status"].eq("ok").all()
-    same(here, there)
-    assert not list((tmp_path / "there").glob(".shared-*"))
-
-
-@pytest.mark.slow
-def test_a_killed_worker_is_a_row(small, tmp_path, toys, fits):
-    models = {"bad": (toys.Shift, {"diary": str(fits), "trouble": "kill"}), "good": (toys.Shift, {"diary": str(fits)})}
-    options = FAST | {"engine": "processes", "n_workers": 1}
-    result = benchmark.run(small, models=models, out=tmp_path / "out", **options)
-    bad, good = (result.results[result.results["model"] == name] for name in ("bad", "good"))
-    assert set(bad["status"]) == {"failed"}
-    assert bad["error"].str.contains("SIGKILL").all()
-    assert good["status"].eq("ok").all()
 
 
 # ---------------------------------------------------------------------- what is wrong is said before anything is done

@@ -26,7 +26,9 @@ def describe(screen, job):
 
 
 def misbehave(screen, job):
-    """Jobs are what happens in them."""
+    """Jobs are what happens in them; numbers are those of :func:`describe`."""
+    if isinstance(job, int):
+        return describe(screen, job)
     if job == "raise":
         raise ValueError("this model\ncannot")
     if job == "exit":
