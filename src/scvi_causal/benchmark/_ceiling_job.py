@@ -50,26 +50,34 @@ def measure_ceiling(
 def _of_population(prepared: PreparedFold, i: int) -> dict[str, float]:
     population, scoring, seed = prepared.fold.populations[i], prepared.scoring, prepared.fold.seed
     x, observed = prepared.screen.x, prepared.screen.x[population.observed]
-    score = metrics.noise_ceiling(
-        observed,
-        *prepared.controls[population.context],
-        seed,
-        scoring.n_de,
-        n_splits=scoring.n_splits,
-        spearman_brown=True,
-        n_bootstrap=scoring.n_bootstrap,
-        metrics="all",
-        average=prepared.averages.get(population.context),
-        exclude=prepared.own_genes(population.perturbation),
-        pca=prepared.pca,
-        max_cells=scoring.max_cells,
-    )
+    options = {
+        "n_de": scoring.n_de,
+        "spearman_brown": True,
+        "average": prepared.averages.get(population.context),
+        "exclude": prepared.own_genes(population.perturbation),
+        "pca": prepared.pca,
+        "max_cells": scoring.max_cells,
+    }
+    cells = observed, *prepared.controls[population.context]
+    found = {
+        needs: metrics.noise_ceiling(
+            *cells,
+            seed,
+            n_splits=n_splits,
+            n_bootstrap=scoring.n_bootstrap if needs == "means" else 0,
+            metrics=[name for name, metric in METRICS.items() if metric.needs == needs],
+            **options,
+        )
+        for needs, n_splits in (("cells", scoring.n_cell_splits), ("means", scoring.n_splits))
+    }
+    score = dict.fromkeys(METRICS, np.nan) | found["cells"] | found["means"]
+    for name in ("n_observed", "n_predicted"):  # those of the halves
+        score.pop(name)
     score["discrimination"] = _discrimination(prepared, i)
     if scoring.n_permutations:
         score["p_effect"] = metrics.effect_test(
             observed, x[population.reference], n_permutations=scoring.n_permutations, seed=seed
         )
-    score.pop("n_observed", None)
     return score
 
 

@@ -50,7 +50,9 @@ class Scoring:
     max_cells
         Cells of a population that enter distances at most.
     n_splits
-        Random halves that a noise ceiling is averaged over.
+        Random halves that the noise ceiling of a mean or an effect is averaged over.
+    n_cell_splits
+        The same for what is computed from cells (distances, calls, dispersion): ten times the work, and less noise.
     n_bootstrap
         Bootstrap samples of its intervals; 0 for none.
     n_permutations
@@ -60,6 +62,7 @@ class Scoring:
     n_de: int = 50
     max_cells: int = 500
     n_splits: int = 5
+    n_cell_splits: int = 2
     n_bootstrap: int = 200
     n_permutations: int = 499
 

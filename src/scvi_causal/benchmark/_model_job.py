@@ -15,6 +15,7 @@ from scvi_causal.data._messages import listed, plural
 from scvi_causal.metrics import METRICS
 
 from ._isolation import isolated
+from ._job import Scoring
 from ._leaks import COPIES, TOO_NEAR, is_too_near
 from ._prepared import PreparedFold, prepare
 from ._protocol import ModelPredictor, PredictionError, check_prediction, to_scored_scale
@@ -211,8 +212,6 @@ def _accepts_seed(factory: Any) -> bool:
 
 def _errors(screen: Screen, fold: Fold, spec: ModelSpec) -> list[tuple[float, float]]:
     """Squared error of a prediction and of no change, for each population of an inner fold."""
-    from ._job import Scoring
-
     prepared = prepare(screen, fold, Scoring())
     predictor = make_predictor(spec, screen, fold.model_seed)
     predictor.fit(prepared.training_data(spec))
