@@ -14,11 +14,13 @@ from ._perturbations import (
     parse_label,
 )
 from ._simulate import (
+    DrugSimulation,
     Simulation,
     corrupt_grn,
     degree_matched_random_grn,
     grn_overlap,
     random_grn,
+    simulate_drugs,
     simulate_screen,
     topological_order,
 )
@@ -26,6 +28,7 @@ from ._splits import assign_split, describe_split
 from ._validate import validate_query, validate_setup
 
 __all__ = [
+    "DrugSimulation",
     "Simulation",
     "Vocabulary",
     "assign_split",
@@ -44,6 +47,7 @@ __all__ = [
     "parse_label",
     "random_grn",
     "restrict_grn",
+    "simulate_drugs",
     "simulate_screen",
     "to_edge_index",
     "topological_order",
