@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from . import benchmark, data, datasets, metrics, model, pl
     from .model import (
+        GIM,
         SCCVAE,
         Additive,
         ControlMean,
@@ -23,9 +24,10 @@ except PackageNotFoundError:  # run from the sources, without an installation
     __version__ = "0+unknown"
 
 _NAMESPACES = ("benchmark", "data", "datasets", "metrics", "model", "pl")
-_MODELS = ("SCCVAE", "Additive", "ControlMean", "LinearEffect", "NearestPerturbation", "PerturbedMean")
+_MODELS = ("GIM", "SCCVAE", "Additive", "ControlMean", "LinearEffect", "NearestPerturbation", "PerturbedMean")
 
 __all__ = [
+    "GIM",
     "SCCVAE",
     "Additive",
     "ControlMean",

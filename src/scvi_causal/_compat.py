@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scvi.data import _constants as scvi_data_constants
-from scvi.model._utils import get_max_epochs_heuristic, use_distributed_sampler
+from scvi.model._utils import get_max_epochs_heuristic, parse_device_args, use_distributed_sampler
 from scvi.utils._docstrings import devices_dsp
 
 FIELD_REGISTRIES_KEY = scvi_data_constants._FIELD_REGISTRIES_KEY
@@ -18,5 +18,6 @@ __all__ = [
     "UUID_KEY",
     "devices_dsp",
     "get_max_epochs_heuristic",
+    "parse_device_args",
     "use_distributed_sampler",
 ]

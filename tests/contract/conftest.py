@@ -78,6 +78,10 @@ CASES = [
     Case("nearest", "NearestPerturbation", {"n_neighbors": 2}),
     Case("sccvae", "SCCVAE", _TINY, exact=False),
     Case("sccvae-normal", "SCCVAE", _TINY | {"gene_likelihood": "normal", "graph": "none"}, exact=False),
+    Case("gim", "GIM", {"n_nodes": 8, "n_hidden": 8}, exact=False),
+    Case("gim-hard", "GIM", {"n_nodes": 6, "n_hidden": 8, "intervention": "hard", "grn": "none"}, exact=False),
+    Case("gim-mlp", "GIM", {"n_nodes": 6, "n_hidden": 8, "mechanism": "mlp", "n_kicks": 0}, exact=False),
+    Case("gim-pca", "GIM", {"latent": "pca", "n_nodes": 4, "n_hidden": 8, "combination": "features"}, exact=False),
     Case("sccvae-paper", "SCCVAE", {"preset": "paper", "n_latent": 6, "n_hidden": 8}, exact=False),
 ]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .base import CausalModel, CausalModule, CounterfactualOutput
     from .baselines import Additive, ControlMean, LinearEffect, NearestPerturbation, PerturbedMean
+    from .gim import GIM
     from .sccvae import SCCVAE
 
 _HOME = {
@@ -19,10 +20,12 @@ _HOME = {
     "LinearEffect": "baselines",
     "NearestPerturbation": "baselines",
     "PerturbedMean": "baselines",
+    "GIM": "gim",
     "SCCVAE": "sccvae",
 }
 
 __all__ = [
+    "GIM",
     "SCCVAE",
     "Additive",
     "CausalModel",
