@@ -77,8 +77,6 @@ class ForeignPredictor:
         Another interpreter and script than those of the peer.
     script_version
         Used for nothing: it tells stored results of one script from those of another.
-    script_version
-        Used for nothing: it tells stored results of one script from those of another.
 
     Attributes
     ----------
