@@ -43,14 +43,14 @@ def test_peak_is_that_of_the_phase():
     with Meter() as meter:
         with meter.phase("fit"):
             block = np.ones(60 * MB // 8)
-            time.sleep(0.05)
+            time.sleep(0.1)
             del block
         with meter.phase("predict"):
             block = np.ones(20 * MB // 8)
             del block
-            time.sleep(0.05)
+            time.sleep(0.1)
         with meter.phase("score"):
-            time.sleep(0.05)
+            time.sleep(0.1)
     assert meter.usage.peak_memory_mb("fit") == pytest.approx(60, abs=10)
     assert meter.usage.peak_memory_mb("fit", "predict") == meter.usage.peak_memory_mb("fit")
     assert meter.usage.peak_memory_mb("score") < 10
@@ -88,10 +88,10 @@ def test_memory_of_the_library_that_is_shared_does_not_count(tmp_path):
 
 
 def test_child_processes_count():
-    code = "import time; t = time.process_time()\nx = bytearray(80_000_000)\nwhile time.process_time() < t + 1.0: pass"
+    code = "import time; t = time.process_time()\nx = bytearray(80_000_000)\nwhile time.process_time() < t + 1.5: pass"
     with Meter() as meter, meter.phase("fit"):
         subprocess.run([sys.executable, "-c", code], check=True)
-    assert meter.usage.cpu_s("fit") >= 1.0
+    assert meter.usage.cpu_s("fit") >= 1.5
     assert meter.usage.peak_memory_mb("fit") > 70
 
 

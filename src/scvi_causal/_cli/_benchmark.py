@@ -223,11 +223,17 @@ def _tell(result: BenchmarkResult, arguments: argparse.Namespace, say: Callable[
     say(result.verdict())
     if failed:
         say(f"Failed, in part or altogether: {', '.join(failed)}; tracebacks are in {arguments.out / 'tracebacks'}.")
-    times = result.config["time"]
-    say(
-        f"{times['wall_s']:,.0f} s, {times['outside_models']:.0%} of it outside of models, {times['in_scores']:.0%} in scores."
-    )
+    say(_time_text(result.config))
     say(f"Report: {arguments.out / 'report.html'}" if not arguments.no_report else f"Results: {arguments.out}")
+
+
+def _time_text(config: dict[str, Any]) -> str:
+    times = config["time"]
+    text = f"{times['wall_s']:,.0f} s"
+    if "cpu_s" in times:
+        models, scores = times["cpu_in_models"], times["cpu_in_scores"]
+        return f"{text}; of the CPU time, {models:.0%} in models, {scores:.0%} in scores, {1 - models - scores:.0%} elsewhere."
+    return f"{text} with {config['n_workers']} workers; {1 - times['outside_models']:.0%} of their time in models."
 
 
 def text_table(table: pd.DataFrame) -> str:

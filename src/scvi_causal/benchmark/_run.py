@@ -18,6 +18,7 @@ from ._engines import Crash, check_engine, run_jobs
 from ._job import COST_COLUMNS, JobResult, Scoring, run_job
 from ._plan import Plan, join, make_plan
 from ._progress import Progress
+from ._resources import cpu_seconds
 from ._result import BenchmarkResult
 from ._store import Manifest, Store
 
@@ -140,9 +141,10 @@ def run(
     -----
     Costs are those of a job: CPU-seconds of the phases with the threads and child processes of the job, and the peak of
     memory above that at its start. In worker processes nothing else is counted; with ``engine="inprocess"``, whatever else
-    the process does meanwhile is. ``config["time"]`` of the result says where the time of the run went: ``wall_s`` in all,
-    ``model_s`` in fit and predict of models, ``score_cpu_s`` in scores, and ``outside_models``, the share of the workers'
-    wall time that was not spent in models.
+    the process does meanwhile is. ``config["time"]`` of the result says where the time of the (last) run went: ``wall_s`` in
+    all, ``model_s`` in fit and predict of models, ``outside_models`` the share of the workers' wall time that was not spent in
+    models; in CPU-seconds, ``model_cpu_s`` and ``score_cpu_s`` (models, and scores with the noise ceiling), and with
+    ``engine="inprocess"``, ``cpu_s`` in all, ``cpu_in_models`` and ``cpu_in_scores`` as shares of it.
 
     Examples
     --------
@@ -158,8 +160,8 @@ def run(
     >>> result.results.equals(again.results)
     True
     """
-    started = time.perf_counter()
     given = dict(locals())
+    clock = _Clock(engine, n_workers)
     store = Store(out)
     held = store.read_manifest()
     check_engine(engine, n_workers, threads)
@@ -178,7 +180,6 @@ def run(
     record = {"command": command or _call(given), "started": _origin.now(), "commit": _origin.commit()}
     record |= {"engine": engine, "n_workers": n_workers, "threads": threads, "versions": _origin.versions(engine)}
     manifest.runs.append(record)
-    clock = _Clock(started, n_workers if engine != "inprocess" else 1)
     how = {"engine": engine, "n_workers": n_workers, "threads": threads}
     _work(plan, store, manifest, record, clock, retry_failed, progress, how)
     result = BenchmarkResult.load(out)
@@ -262,10 +263,12 @@ def _call(given: dict[str, Any]) -> str:
 class _Clock:
     """Where the time of a run goes."""
 
-    def __init__(self, started: float, n_workers: int) -> None:
-        self._started, self._n_workers = started, n_workers
-        self._prepared = started
-        self._model_s = self._score_cpu_s = 0.0
+    def __init__(self, engine: str, n_workers: int) -> None:
+        self._is_here = engine == "inprocess"
+        self._n_workers = 1 if self._is_here else n_workers
+        self._started, self._cpu = time.perf_counter(), cpu_seconds()
+        self._prepared = self._started
+        self._sums = dict.fromkeys(COST_COLUMNS, 0.0)
 
     def prepared(self) -> None:
         """Data are read and jobs are laid out."""
@@ -273,22 +276,25 @@ class _Clock:
 
     def count(self, result: JobResult) -> None:
         """A job is done; its costs stand in each of its rows."""
-        costs = result.rows.iloc[0] if len(result.rows) else {}
-        for name, column in (("_model_s", "wall_s"), ("_score_cpu_s", "score_cpu_s")):
-            value = float(costs.get(column, 0.0))
-            setattr(self, name, getattr(self, name) + (value if np.isfinite(value) else 0.0))
+        for name in COST_COLUMNS:
+            value = float(result.rows[name].iloc[0]) if len(result.rows) else 0.0
+            self._sums[name] += value if np.isfinite(value) else 0.0
 
     def read(self) -> dict[str, float]:
-        """Seconds so far, and the share outside of models."""
-        wall = time.perf_counter() - self._started
+        """Seconds so far, and shares."""
+        now, sums = time.perf_counter(), self._sums
         # preparing is done by one process, whatever the number of workers
-        workers = (self._prepared - self._started) + (time.perf_counter() - self._prepared) * self._n_workers
+        workers = (self._prepared - self._started) + (now - self._prepared) * self._n_workers
+        models, scores = sums["fit_cpu_s"] + sums["predict_cpu_s"], sums["score_cpu_s"]
         found = {
-            "wall_s": wall,
+            "wall_s": now - self._started,
             "prepare_s": self._prepared - self._started,
-            "model_s": self._model_s,
-            "score_cpu_s": self._score_cpu_s,
-            "outside_models": 1.0 - self._model_s / workers,
-            "in_scores": self._score_cpu_s / workers,
+            "model_s": sums["wall_s"],
+            "model_cpu_s": models,
+            "score_cpu_s": scores,
+            "outside_models": 1.0 - sums["wall_s"] / workers,
         }
+        if self._is_here:  # the CPU time of workers outside of jobs is theirs alone
+            cpu = cpu_seconds() - self._cpu
+            found |= {"cpu_s": cpu, "cpu_in_models": models / cpu, "cpu_in_scores": scores / cpu}
         return {name: round(value, 4) for name, value in found.items()}
