@@ -64,7 +64,7 @@ class Scoring:
     n_splits: int = 5
     n_cell_splits: int = 2
     n_bootstrap: int = 200
-    n_permutations: int = 499
+    n_permutations: int = 999
 
 
 @dataclass(frozen=True, eq=False)
