@@ -69,7 +69,9 @@ def documented_names() -> set[str]:
 
 @pytest.mark.parametrize(
     "namespace",
-    ["", "benchmark", "data", "data.fields", "dataloaders", "datasets", "metrics", "model.base", "pl", "train"],
+    [
+        "", "benchmark", "data", "data.fields", "dataloaders", "datasets", "effects", "metrics", "model.base", "pl", "train",
+    ],  # fmt: skip
 )
 def test_every_public_name_has_a_page(namespace):
     module = importlib.import_module(f"scvi_causal.{namespace}".rstrip("."))

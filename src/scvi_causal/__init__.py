@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import benchmark, data, datasets, metrics, model, pl
+    from . import benchmark, data, datasets, effects, metrics, model, pl
     from .model import (
         GIM,
         SCCVAE,
@@ -23,7 +23,7 @@ try:
 except PackageNotFoundError:  # run from the sources, without an installation
     __version__ = "0+unknown"
 
-_NAMESPACES = ("benchmark", "data", "datasets", "metrics", "model", "pl")
+_NAMESPACES = ("benchmark", "data", "datasets", "effects", "metrics", "model", "pl")
 _MODELS = ("GIM", "SCCVAE", "Additive", "ControlMean", "LinearEffect", "NearestPerturbation", "PerturbedMean")
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "benchmark",
     "data",
     "datasets",
+    "effects",
     "metrics",
     "model",
     "pl",

@@ -71,8 +71,6 @@ def test_group_means_are_welchs_test_of_observed_cells(model, screen):
 
 
 def test_within_strata_a_model_that_only_knows_strata_changes_nothing(model):
-    if model.can_abduct:
-        pytest.skip("predictions differ within strata")
     table = model.get_marginal_effects(["G1"], groupby=["cell_type", "batch"], method=["group", "robust"])
     group, robust = (table[table["method"] == name].reset_index(drop=True) for name in ("group", "robust"))
     np.testing.assert_allclose(robust["estimate"], group["estimate"], atol=1e-9)
@@ -82,8 +80,6 @@ def test_within_strata_a_model_that_only_knows_strata_changes_nothing(model):
 
 def test_robust_is_the_group_mean_and_the_imbalance_of_the_strata(model, screen):
     """From predictions of the public API: means over the training controls of each stratum."""
-    if model.can_abduct:
-        pytest.skip("predictions differ within strata")
     if model.module.scale == "counts":
         pytest.skip("predictions are drawn")
     table = model.get_marginal_effects("G1", groupby=[], method="robust")
@@ -181,7 +177,6 @@ def test_calls_are_repeatable_and_leave_nothing_behind(model, screen):
 
 
 def test_cross_fitting_trains_without_the_cells_it_predicts(model, case, screen, monkeypatch):
-    model.train_indices  # noqa: B018
     seen = []
     train = type(model).train
 
@@ -224,6 +219,17 @@ def test_query_cells(model):
     y, labels = outcomes(model, query), query.obs["perturbation"].astype(str).to_numpy()
     expected = y[labels == "G1"].mean(0) - y[labels == "control"].mean(0)
     np.testing.assert_allclose(group["estimate"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_predictions_from_cells_need_abduction(model):
+    if model.can_abduct:
+        table = model.get_marginal_effects(["G1"], predict_from="cells", n_samples=2)
+        assert np.isfinite(table[["estimate", "se", "balance_z"]]).all(axis=None)
+    else:
+        with pytest.raises(ValueError, match=f"{type(model).__name__} starts a perturbed cell from some control"):
+            model.get_marginal_effects(["G1"], predict_from="cells")
+    with pytest.raises(ValueError, match="neither 'strata' nor 'cells'"):
+        model.get_marginal_effects(["G1"], predict_from="cell")
 
 
 def test_refusals(model):

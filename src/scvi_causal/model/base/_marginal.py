@@ -49,6 +49,7 @@ class MarginalMixin:
         level: float = 0.95,
         simultaneous: bool = False,
         cluster_variance: Literal["jackknife", "sandwich"] = "jackknife",
+        predict_from: Literal["strata", "cells"] = "strata",
         n_samples: int | None = None,
         train_kwargs: dict[str, Any] | None = None,
         batch_size: int | None = None,
@@ -60,10 +61,6 @@ class MarginalMixin:
         model's predictions for them differ from its predictions for all cells of the group: a wrong model costs precision, not
         validity, as long as its predictions do not depend on what a cell received. The user guide says what that asks of
         the screen and of the model.
-
-        A model that cannot abduct (:attr:`can_abduct`) knows of a perturbed cell no more than its stratum (batch and categorical
-        covariates). It predicts each stratum by the mean over its training controls: robust effects are then group means
-        corrected for an uneven spread over batches.
 
         Parameters
         ----------
@@ -97,6 +94,12 @@ class MarginalMixin:
             Also give bands that hold for all genes of a perturbation and group together.
         cluster_variance
             See :func:`~scvi_causal.effects.estimate_effects`.
+        predict_from
+            ``"strata"``: a cell is predicted by the mean over the training controls of its stratum (batch and categorical
+            covariates). Robust effects are then group means corrected for an uneven spread over batches. ``"cells"``: by
+            itself, as published, which a model has to be able to (:attr:`can_abduct`). Intervals then hold only if what the model
+            infers of a perturbed cell is free of its perturbation, and of the error in taking that out: a state measured
+            before the perturbation is, one inferred from the outcome is not, and ``"unbalanced"`` need not show it.
         n_samples
             Draws per source cell whose mean is the prediction, where it has to be drawn because the log of a mean is not the mean
             of logs; by default 1 for means over strata, 10 for cells.
@@ -136,6 +139,7 @@ class MarginalMixin:
         self._check_if_trained(warn=False, message=f"Train the {type(self).__name__} first: model.train().")
         adata = self._check_query(adata)
         seed, scale = resolve_seed(seed), _check_scale(self, output)
+        _check_predict_from(self, predict_from)
         rows = _rows_to_use(self, adata, indices)
         of_cell = conditions_of_cells(self, adata)
         asked = conditions_asked(self, perturbations, dosage, contrast, of_cell[rows])
@@ -144,7 +148,7 @@ class MarginalMixin:
             self._refuse_unpredictable(asked.labels, features)
             models, fold = cross_fit_models(self, adata, rows, of_cell, cross_fit, train_kwargs, seed)
             plan = PredictionPlan(asked, features, scale, n_samples, batch_size, seed)
-            make = predict_from_cells if self.can_abduct else predict_from_strata
+            make = predict_from_cells if predict_from == "cells" else predict_from_strata
             predict = make(models, fold, adata, rows, plan)
         else:
             _refuse_unobserved(self, asked, of_cell[rows])
@@ -176,6 +180,16 @@ def _check_scale(model: CausalModel, output: str | None) -> str:
     if output not in (None, "log1p", "normalized"):
         raise ValueError(f"output={output!r} is not one of 'log1p', 'normalized': scales on which cells are averaged.")
     return output or "log1p"
+
+
+def _check_predict_from(model: CausalModel, predict_from: str) -> None:
+    if predict_from not in ("strata", "cells"):
+        raise ValueError(f"predict_from={predict_from!r} is neither 'strata' nor 'cells'.")
+    if predict_from == "cells" and not model.can_abduct:
+        raise ValueError(
+            f"{type(model).__name__} starts a perturbed cell from some control of its stratum, and so says nothing of the "
+            "cell itself: predict_from='strata' averages over these controls instead."
+        )
 
 
 def _rows_to_use(model: CausalModel, adata: AnnData, indices: Sequence[int] | None) -> np.ndarray:

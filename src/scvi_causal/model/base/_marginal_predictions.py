@@ -16,7 +16,7 @@ from scvi_causal.effects import StratumPredictions
 
 from ._request import PredictOptions, Sources, _refuse_unknown_sources
 from ._scales import to_log1p, to_normalized
-from ._sources import MAX_SOURCES, SourceReader, control_pool
+from ._sources import SourceReader, control_pool
 from ._walk import Tokens, evaluate, library_of, step_size
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ._model import CausalModel
 
 _CELL_DRAWS = 10
+_STRATUM_SOURCES = 500  # controls that stand for a stratum: their noise only enters times the imbalance of strata
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,7 @@ def predict_from_strata(
 ) -> StratumPredictions:
     """Means of predictions over the training controls of each stratum (batch and categorical covariates).
 
-    For models that start from controls only. A prediction of a perturbed cell from one matched control would carry the noise of
-    that control; the mean is all that such a model knows of the cell. Parameters as of :func:`predict_from_cells`.
+    What a model says of cells like these before anything was done to them. Parameters as of :func:`predict_from_cells`.
     """
     manager = models[0].get_anndata_manager(adata, required=True)
     levels = [get_strata(manager), get_strata(manager, with_batch=False)]
@@ -166,7 +166,7 @@ def _sources(pool: np.ndarray, of_pool: list[np.ndarray], wanted: list[int], see
         if (codes == code).any():
             found = pool[codes == code]
             break
-    if len(found) > MAX_SOURCES:
+    if len(found) > _STRATUM_SOURCES:
         rng = np.random.default_rng([seed, 1, int(wanted[0])])
-        found = np.sort(rng.choice(found, MAX_SOURCES, replace=False))
+        found = np.sort(rng.choice(found, _STRATUM_SOURCES, replace=False))
     return found, matched
