@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 import textwrap
 import time
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 
 from scvi_causal import benchmark
-from scvi_causal.benchmark import _origin, _run
+from scvi_causal.benchmark import _origin, _plan, _run
 from scvi_causal.benchmark._engines import Crash
 from scvi_causal.benchmark._job import COST_COLUMNS
 from scvi_causal.metrics import METRICS
@@ -71,6 +73,22 @@ def test_what_comes_back(small, tmp_path):
     assert config["folds"]["seed 0, fold 1"]["populations"] == 2
     assert {"Python", "scvi-causal", "torch"} <= set(config["versions"])
     pd.testing.assert_frame_equal(benchmark.load(tmp_path / "out").results, result.results)
+    text = "BenchmarkResult('Benchmark: unseen perturbations', 'ControlMean', 'PerturbedMean', 8 rows)"
+    assert repr(result) == text
+
+
+def test_the_form_of_the_data_does_not_matter(adata, small, tmp_path):
+    """A view, a file and a file that is not read: other processes could not be given the first and the last."""
+    keep = np.flatnonzero(adata.obs_names.isin(small.obs_names))
+    small.write_h5ad(tmp_path / "small.h5ad")
+    backed = ad.read_h5ad(tmp_path / "small.h5ad", backed="r")
+    forms = [small, adata[keep, :20], tmp_path / "small.h5ad", backed]
+    made = [benchmark.run(x, models="ControlMean", out=tmp_path / str(i), **FAST) for i, x in enumerate(forms)]
+    for other in made[1:]:
+        same(made[0], other)
+    pickle.dumps(_plan._whole(backed))
+    assert not _plan._whole(forms[1]).is_view
+    backed.file.close()
 
 
 def test_effects_are_those_of_the_cells(small, tmp_path):

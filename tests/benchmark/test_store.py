@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from scvi_causal.benchmark._job import JobResult
@@ -125,3 +129,30 @@ def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
         Store(tmp_path / "file").read_manifest()
+
+
+def test_one_run_at_a_time(store):
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    lock = store.out / ".lock"
+    lock.write_text(f"{other.pid} {psutil.Process(other.pid).create_time()}")
+    with pytest.raises(ValueError, match=f"Another run, process {other.pid}, works on"), store.lock():
+        pass
+    other.communicate(b"\n")
+    # its process is gone, so that the lock is one that a killed run has left
+    with store.lock():
+        assert lock.read_text().split()[0] == str(os.getpid())
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize("text", ["", "1", "x y", "99999999 0.0"])
+def test_a_lock_of_nobody(store, text):
+    (store.out / ".lock").write_text(text)
+    with store.lock():
+        pass
+
+
+def test_a_lock_is_lifted_by_an_error(tmp_path):
+    store = Store(tmp_path / "new")
+    with pytest.raises(KeyboardInterrupt), store.lock():
+        raise KeyboardInterrupt
+    assert not list(store.out.iterdir())

@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import pickle
+import re
 import signal
 import sys
 import threading
@@ -199,7 +200,8 @@ def _fetch(ray: Any, reference: Any) -> Any:
     except ray.exceptions.WorkerCrashedError:
         return Crash(killed_message(None))
     except ray.exceptions.RayError as error:
-        return Crash(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}", str(error))
+        told = re.sub("\x1b\\[[0-9;]*m", "", str(error)).strip()  # Ray colours its tracebacks
+        return Crash(f"{type(error).__name__}: {told.splitlines()[-1]}", told)
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def make_plan(
     specs = resolve_models(models, has_features=setup["perturbation_features_key"] is not None)
     if CEILING in specs:
         raise ValueError(f"A model cannot be called {CEILING!r}: that is the name of the real cells in the tables.")
-    screen = Screen.build(adata, covariate_key=asked.covariate_key, **setup)
+    screen = Screen.build(_whole(adata), covariate_key=asked.covariate_key, **setup)
     made = {seed: make_folds(screen, asked, seed, **folds) for seed in seeds}
     # fold by fold, so that what the jobs of a fold share is made once
     jobs = [
@@ -103,6 +103,13 @@ def make_plan(
         },
     }
     return Plan(screen, jobs, entries, json.loads(json.dumps(config)))
+
+
+def _whole(adata: AnnData | str | Path) -> AnnData | str | Path:
+    """Data that other processes can be given: no view of larger data, no handle of a file."""
+    if isinstance(adata, str | Path):
+        return adata
+    return adata.to_memory() if adata.isbacked else adata.copy() if adata.is_view else adata
 
 
 def _check_seeds(seeds: int | Sequence[int]) -> list[int]:

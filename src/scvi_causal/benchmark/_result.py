@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from scvi_causal.data._messages import listed
+from scvi_causal.data._messages import listed, plural
 
 from ._compare import compare
 from ._store import EFFECT_LEVELS, RUN_FILE, Entry, Manifest, Store
@@ -23,7 +23,7 @@ OBSERVED = "observed"
 _LEVELS = ["model", "seed", "fold", *EFFECT_LEVELS]
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class BenchmarkResult:
     """Results of a benchmark; :func:`run` returns one and :meth:`load` reads one from its folder.
 
@@ -56,7 +56,12 @@ class BenchmarkResult:
     config: dict[str, Any]
     out: Path
     missing: list[tuple[str, int, int]] = field(default_factory=list)
-    _entries: list[Entry] = field(default_factory=list, repr=False)
+    _entries: list[Entry] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        models = listed(self.config["models"], limit=4)
+        waiting = f", {plural(len(self.missing), 'job')} not done" if self.missing else ""
+        return f"{type(self).__name__}({self.config['title']!r}, {models}, {plural(len(self.results), 'row')}{waiting})"
 
     @classmethod
     def load(cls, out: str | Path) -> BenchmarkResult:

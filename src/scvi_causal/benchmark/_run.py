@@ -175,13 +175,15 @@ def run(
         folds={key: given[key] for key in ("controls", "min_cells", "max_populations")},
         scoring=Scoring(n_de=n_de, max_cells=max_cells),
     )
-    manifest = join(held, plan, store.out)
-    store.prepare()
+    join(held, plan, store.out)  # what does not fit is refused before anything is written
     record = {"command": command or _call(given), "started": _origin.now(), "commit": _origin.commit()}
-    record |= {"engine": engine, "n_workers": n_workers, "threads": threads, "versions": _origin.versions(engine)}
-    manifest.runs.append(record)
     how = {"engine": engine, "n_workers": n_workers, "threads": threads}
-    _work(plan, store, manifest, record, clock, retry_failed, progress, how)
+    record |= {**how, "versions": _origin.versions(engine)}
+    with store.lock():
+        store.prepare()
+        manifest = join(store.read_manifest(), plan, store.out)
+        manifest.runs.append(record)
+        _work(plan, store, manifest, record, clock, retry_failed, progress, how)
     result = BenchmarkResult.load(out)
     if report:
         result.write_report()

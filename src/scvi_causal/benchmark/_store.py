@@ -10,19 +10,21 @@ import json
 import os
 import re
 import shutil
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ._workers import SCRATCH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from ._job import Job, JobResult
 
@@ -30,6 +32,7 @@ FORMAT = 1
 RUN_FILE = "run.json"
 _JOBS, _EFFECTS, _TRACEBACKS = "jobs", "effects", "tracebacks"
 _PART = ".part"
+_LOCK = ".lock"
 _META = b"scvi_causal"
 EFFECT_LEVELS = ["perturbation", "context"]
 
@@ -109,6 +112,28 @@ class Store:
             path.unlink(missing_ok=True)
         for path in self.out.glob(f"{SCRATCH}*"):
             shutil.rmtree(path, ignore_errors=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other runs on this machine out of the folder; the lock of a process that is gone counts for nothing.
+
+        Raises
+        ------
+        ValueError
+            If another run works on the folder.
+        """
+        path, me = self.out / _LOCK, psutil.Process()
+        other = _owner(path)
+        if other is not None and other != me.pid:
+            raise ValueError(
+                f"Another run, process {other}, works on {self.out}: wait for it, or choose another folder."
+            )
+        self.out.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, lambda part: part.write_text(f"{me.pid} {me.create_time()}"))
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
     # ---------------------------------------------------------------------- run.json
 
@@ -192,6 +217,16 @@ class Store:
     def _meta(self, entry: Entry) -> dict[str, Any] | None:
         path = self._path(_JOBS, entry)
         return json.loads(pq.read_schema(path).metadata[_META]) if path.exists() else None
+
+
+def _owner(path: Path) -> int | None:
+    """The process that holds a lock, if it is alive."""
+    try:
+        pid, started = path.read_text().split()
+        alive = psutil.Process(int(pid)).create_time() == float(started)
+    except (OSError, ValueError, psutil.Error):
+        return None
+    return int(pid) if alive else None
 
 
 def _with_meta(table: pa.Table, meta: dict[str, Any]) -> pa.Table:
