@@ -21,10 +21,10 @@ def screen():
     return adata
 
 
-def train(adata):
+def train(adata, **options):
     scvi_causal.SCCVAE.setup_anndata(adata, size_factor_key="library", grn_key=None)
     scvi.settings.seed = 0
-    model = scvi_causal.SCCVAE(adata, n_latent=4, n_hidden=16, graph="none")
+    model = scvi_causal.SCCVAE(adata, n_latent=4, n_hidden=16, graph="none", **options)
     model.train(max_epochs=15, split_key="split", enable_progress_bar=False)
     return model
 
@@ -50,9 +50,10 @@ def misfit(model) -> float:
 
 
 def test_drawn_means_come_closer_to_the_training_cells(screen, monkeypatch):
-    calibrated = misfit(train(screen.copy()))
+    # shrunken responses are not meant to hit the noise of the training cells
+    calibrated = misfit(train(screen.copy(), shrink_responses=False))
     monkeypatch.setattr(_model, "calibrate_responses", lambda *args: None)
-    uncalibrated = misfit(train(screen.copy()))
+    uncalibrated = misfit(train(screen.copy(), shrink_responses=False))
     assert calibrated < 0.05
     assert calibrated < 0.5 * uncalibrated
 

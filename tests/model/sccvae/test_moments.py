@@ -47,8 +47,11 @@ def test_effects_of_counts_are_log_ratios_of_means():
         larger = np.maximum(mean[label], mean["control"])
         noise = (variance[label] + variance["control"]) / (1 + larger) ** 2
         np.testing.assert_allclose(found.variance[row], noise, rtol=1e-3)
+        np.testing.assert_allclose(found.noise.own[row], variance[label] / (1 + larger) ** 2, rtol=1e-3)
         np.testing.assert_allclose(found.control[row], mean["control"], rtol=1e-5)
     assert found.n_cells.tolist() == [15, 15, 15]
+    np.testing.assert_array_equal(found.noise.loading, 1)
+    np.testing.assert_allclose(found.noise.shared[0], variance["control"] / (1 + mean["control"]) ** 2, rtol=1e-3)
     np.testing.assert_allclose(found.contexts, np.log1p(per_cell[labels == "control"]).mean(0)[None], rtol=1e-5)
 
 
@@ -71,6 +74,29 @@ def test_effects_of_contexts_stay_apart():
     order = np.argsort(found.context)
     np.testing.assert_allclose(found.effect[order], [[1, 1, 1], [3, 3, 3]], atol=1e-5)
     np.testing.assert_allclose(found.contexts, [[0.5] * 3, [1.5] * 3], atol=1e-5)
+
+
+def test_noise_of_effects_is_taken_apart():
+    """Own cells, and controls that rows share; the third kind has no controls and borrows all others."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["control", "A", "B", "control", "A", "A"], 20)
+    batch = np.repeat(["one", "one", "one", "two", "two", "two"], 20)
+    kind = np.repeat(["x", "x", "x", "x", "x", "y"], 20)
+    x = 0.5 + rng.gamma(2, 1, (120, 4))
+    setup = {"batch_key": "batch", "categorical_covariate_keys": ["kind"]}
+    found = effects_of(x, {"perturbation": labels, "batch": batch, "kind": kind}, log=False, **setup)
+    variance = np.array([x[i : i + 20].var(0, ddof=1) / 20 for i in range(0, 120, 20)])
+    rows = {(tuple(d), int(c)): r for r, (d, c) in enumerate(zip(found.dosage.astype(int), found.context, strict=True))}
+    order = [rows[(1, 0), 0], rows[(0, 1), 0], rows[(1, 0), 1]]
+    np.testing.assert_allclose(
+        found.noise.own[order], [variance[[1, 4]].sum(0) / 4, variance[2], variance[5]], rtol=1e-4
+    )
+    np.testing.assert_allclose(found.noise.shared, variance[[0, 3]], rtol=1e-4)
+    np.testing.assert_allclose(found.noise.loading[order], [[0.5, 0.5], [1, 0], [0.5, 0.5]])
+    with_controls = order[:2]
+    np.testing.assert_allclose(
+        found.noise.of(csr_matrix(np.eye(3)))[with_controls], found.variance[with_controls], rtol=1e-6
+    )
 
 
 # ---------------------------------------------------------------------- axes of the state

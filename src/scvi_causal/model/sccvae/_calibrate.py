@@ -13,11 +13,15 @@ from scvi_causal.model.base._request import PredictOptions
 from scvi_causal.model.base._scales import to_log1p
 from scvi_causal.model.base._sources import SourceReader
 from scvi_causal.model.base._walk import evaluate, library_of
+from scvi_causal.model.sccvae._fit import response_noise
 from scvi_causal.model.sccvae._moments import condition_effects
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scvi_causal.model.sccvae._fit import Responses
     from scvi_causal.model.sccvae._model import SCCVAE
+    from scvi_causal.model.sccvae._moments import ConditionEffects
 
 _N_ROUNDS = 2
 _MOST_CELLS = 400  # per condition and round
@@ -42,23 +46,41 @@ def calibrate_responses(model: SCCVAE, responses: Responses, rows: np.ndarray) -
         Training cells.
     """
     module, manager = model.module, model.adata_manager
-    observed = condition_effects(manager, rows, module.n_genes, model._log_normalize, of_logs=True).effect
+    found = condition_effects(manager, rows, module.n_genes, model._log_normalize, of_logs=True)
     controls = rows[get_control_mask(manager)[rows]]
     _, context = np.unique(get_strata(manager, with_batch=False)[rows], return_inverse=True)
     context = context[get_control_mask(manager)[rows]]
     reader = SourceReader(model, model.adata)
     rng = np.random.default_rng([settings.seed or 0, 3])
-    n_cells = int(np.clip(_ALL_CELLS // len(observed), _FEWEST_CELLS, _MOST_CELLS))
-    module.eval()
-    for _ in range(_N_ROUNDS):
-        lacking = np.empty_like(observed)
-        for row, effect in enumerate(observed):
-            here = controls[context == responses.found.context[row]]
+    n_cells = int(np.clip(_ALL_CELLS // len(found.effect), _FEWEST_CELLS, _MOST_CELLS))
+
+    def draw() -> np.ndarray:
+        drawn = np.empty_like(found.effect)
+        for row, dosage in enumerate(found.dosage):
+            here = controls[context == found.context[row]]
             cells = rng.permutation(here if len(here) else controls)[:n_cells]
-            drawn = _drawn_effect(model, reader, cells, responses.found.dosage[row], int(rng.integers(2**62)))
-            lacking[row] = effect - drawn
-        responses.effect = responses.effect + lacking
+            drawn[row] = _drawn_effect(model, reader, cells, dosage, int(rng.integers(2**62)))
+        return drawn
+
+    module.eval()
+    aim = found.effect if responses.target is None else _without_noise(model, responses, found, draw)
+    for _ in range(_N_ROUNDS):
+        responses.effect = responses.effect + aim - draw()
         responses.fill(module)
+
+
+def _without_noise(
+    model: SCCVAE, responses: Responses, found: ConditionEffects, draw: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """(n_rows, n_genes) effects to aim at: what the network alone does, and what is left of the rest after shrinkage."""
+    of_network = np.zeros_like(found.effect)
+    if model._network is not None:
+        responses.empty(model.module)
+        of_network = draw()
+        responses.fill(model.module)
+    # the noise of the mean of logs enters the responses now; it is the smaller one where most cells have no count
+    responses.noise = np.fmax(responses.noise, response_noise(found))
+    return of_network + responses.shrink(found.effect - of_network, found).effect
 
 
 def _drawn_effect(model: SCCVAE, reader: SourceReader, cells: np.ndarray, dosage: np.ndarray, seed: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 
 from scvi_causal.dataloaders import get_control_mask
 from scvi_causal.model.base._group_moments import group_moments, iterate_expression
+from scvi_causal.model.base._shrinkage import Shrunken, shrink_effects
 from scvi_causal.model.sccvae._features import expression_features
 from scvi_causal.model.sccvae._moments import (
     ConditionEffects,
@@ -82,17 +83,32 @@ class Responses:
         (n_rows, n_state) place of the context of each row on the axes of the cell state.
     effect
         (n_rows, n_genes) effects that programmes have to explain: what the network does not.
+    noise
+        (n_tokens, n_genes) sampling variance of the response of each token; NaN for tokens that no training cell has.
+    target
+        (n_tokens,) gene that each token targets, or -1; ``None`` for estimates that are not shrunk.
     """
 
     found: ConditionEffects
     state: np.ndarray
     effect: np.ndarray
+    noise: np.ndarray
+    target: np.ndarray | None
+
+    def shrink(self, effect: np.ndarray, found: ConditionEffects) -> Shrunken:
+        """Effects without what the noise of ``found`` explains, see :func:`shrink_effects`."""
+        return shrink_effects(effect, found.noise, found.dosage, found.context, self.target)
 
     def fill(self, module: SCCVAEModule) -> None:
         """Estimate the programmes of the module."""
         response, slope = ridge_responses(self.found.dosage, self.state, self.effect, self.found.n_cells)
         activity, slopes, loadings = factorise(response, slope, module.n_programmes)
         _copy(module, loadings=loadings, programme_shift=activity, programme_state=slopes)
+
+    @staticmethod
+    def empty(module: SCCVAEModule) -> None:
+        """Leave only the network."""
+        _copy(module, programme_shift=np.zeros(1), programme_state=np.zeros(1))
 
 
 def _fit_responses(model: SCCVAE, rows: np.ndarray) -> Responses:
@@ -102,17 +118,34 @@ def _fit_responses(model: SCCVAE, rows: np.ndarray) -> Responses:
     state = (found.contexts[found.context] - center) @ axes
     response, _ = ridge_responses(found.dosage, state, found.effect, found.n_cells)
     seen = (found.dosage != 0).any(0)
-    # the noise of a response is about that of its most precise row
-    noise = np.full(response.shape, np.nan)
-    for token in np.flatnonzero(seen):
-        mine = found.dosage[:, token] != 0
-        noise[token] = 1.0 / (1.0 / np.maximum(found.variance[mine], 1e-12)).sum(0)
+    noise = response_noise(found)
     usable = np.where(seen[:, None], response, np.nan)
     explained = fit_network(module, usable, noise, found.control.mean(0), _prior_weight(model))
-    responses = Responses(found, state, found.effect - found.dosage @ explained)
-    _copy(module, state_center=center, state_axes=axes, response_error=np.sqrt(np.nan_to_num(noise)))
+    target = _target_genes(model) if model._shrink_responses else None
+    responses, error = Responses(found, state, found.effect - found.dosage @ explained, noise, target), noise
+    if target is not None:
+        # what the network explains is left as it is: it has penalties of its own
+        shrunken = responses.shrink(responses.effect, found)
+        responses.effect, error = shrunken.effect, shrunken.variance(noise)
+    _copy(module, state_center=center, state_axes=axes, response_error=np.sqrt(np.nan_to_num(error)))
     responses.fill(module)
     return responses
+
+
+def response_noise(found: ConditionEffects) -> np.ndarray:
+    """(n_tokens, n_genes) sampling variance of the responses; NaN for tokens that no row has."""
+    noise = np.full((found.dosage.shape[1], found.effect.shape[1]), np.nan)
+    for token in np.flatnonzero((found.dosage != 0).any(0)):
+        # about that of its most precise row
+        mine = found.dosage[:, token] != 0
+        noise[token] = 1.0 / (1.0 / np.maximum(found.variance[mine], 1e-12)).sum(0)
+    return noise
+
+
+def _target_genes(model: SCCVAE) -> np.ndarray:
+    """(n_tokens,) column of the measured gene of each token's name, or -1."""
+    column = {gene: i for i, gene in enumerate(model._var_names())}
+    return np.array([column.get(token, -1) for token in model._vocabulary.tokens], dtype=np.int64)
 
 
 @torch.no_grad()
@@ -126,8 +159,17 @@ def _prior_weight(model: SCCVAE) -> np.ndarray:
 
 
 @torch.no_grad()
-def fit_feature_map(model: SCCVAE) -> None:
-    """Learn how responses follow from features, from the training tokens; what noise explains is left out first."""
+def fit_feature_map(model: SCCVAE, noise: np.ndarray | torch.Tensor) -> None:
+    """Learn how responses follow from features, from the training tokens; what noise explains is left out first.
+
+    Parameters
+    ----------
+    model
+        With its responses.
+    noise
+        (n_tokens, n_genes) sampling variance of the responses, as if nothing had been shrunk: what shrinkage left of noise is in the
+        mean over tokens as well, and would count for as many agreeing tokens.
+    """
     module = model.module
     tokens = list(model.seen_tokens_)
     index = [model._vocabulary.index(token) for token in tokens]
@@ -135,7 +177,7 @@ def fit_feature_map(model: SCCVAE) -> None:
     shift = module.programme_shift[index].double().cpu().numpy()
     state = module.programme_state[index].double().cpu().numpy()
     # an unseen token is predicted from what the seen ones share, without the noise of each
-    clean = denoise(shift @ loadings, module.response_error[index].double().cpu().numpy() ** 2)
+    clean = denoise(shift @ loadings, np.asarray(torch.as_tensor(noise).cpu(), dtype=float)[index])
     shift = clean @ np.linalg.pinv(loadings)
     outputs = np.concatenate([shift, state.reshape(len(tokens), -1)], axis=1)
     module.unseen_response.copy_(torch.from_numpy(outputs.mean(0)))

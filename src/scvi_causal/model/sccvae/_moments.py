@@ -16,6 +16,7 @@ from scvi_causal._constants import CAUSAL_KEYS
 from scvi_causal.data import condition_codes
 from scvi_causal.dataloaders import get_strata
 from scvi_causal.model.base._group_moments import GroupMoments, group_moments, iterate_expression
+from scvi_causal.model.base._shrinkage import RowNoise
 
 if TYPE_CHECKING:
     from scvi.data import AnnDataManager
@@ -39,6 +40,8 @@ class ConditionEffects:
         (n_rows,) perturbed cells.
     contexts
         (n_contexts, n_genes) mean log expression of the controls of each context.
+    noise
+        What ``variance`` is made of: the row's own cells, and controls that it shares with other rows.
     """
 
     dosage: np.ndarray
@@ -48,6 +51,7 @@ class ConditionEffects:
     control: np.ndarray
     n_cells: np.ndarray
     contexts: np.ndarray
+    noise: RowNoise
 
 
 def condition_effects(
@@ -77,14 +81,14 @@ def condition_effects(
     context_of_stratum = np.zeros(n_strata, dtype=np.int64)
     context_of_stratum[stratum] = context
     table = _contrasts(moments, keys // n_strata, keys % n_strata, control, context_of_stratum, log_of_means)
-    condition, where, *arrays = table
+    condition, where, *arrays, own, loading, shared = table
     is_control = control[codes]
     scale = "log1p" if log_normalize else "continuous"
     cells = rows[is_control]
     means = group_moments(iterate_expression(manager, cells, scale), context[is_control], context.max() + 1, n_genes)
     has_controls = means.n_cells > 0
     contexts = np.where(has_controls[:, None], means.mean, means.mean[has_controls].mean(0))
-    return ConditionEffects(conditions[condition].toarray(), where, *arrays, contexts)
+    return ConditionEffects(conditions[condition].toarray(), where, *arrays, contexts, RowNoise(own, loading, shared))
 
 
 def _contrasts(
@@ -95,13 +99,17 @@ def _contrasts(
     context_of_stratum: np.ndarray,
     log: bool,
 ) -> tuple[np.ndarray, ...]:
-    """Condition, context, effect, variance, control mean and number of cells of each row."""
+    """Condition, context, effect, variance, control mean and cells of each row, and the three parts of their noise."""
     typical = np.nanmean(moments.variance, 0)
     variance = np.where(np.isnan(moments.variance), typical, moments.variance) / moments.n_cells[:, None]
     of_controls = np.flatnonzero(control[condition])
     partner = np.full(stratum.max() + 1, -1)
     partner[stratum[of_controls]] = of_controls
-    pooled = moments.n_cells[of_controls] @ moments.mean[of_controls] / moments.n_cells[of_controls].sum()
+    share = moments.n_cells[of_controls] / moments.n_cells[of_controls].sum()
+    pooled = share @ moments.mean[of_controls]
+    # the controls of each stratum, and for strata without any, all of them
+    use = np.where(partner[:, None] >= 0, partner[:, None] == of_controls, share)
+    shared = variance[of_controls] / ((1.0 + moments.mean[of_controls]) ** 2 if log else 1.0)
     keys = condition * (context_of_stratum.max() + 1) + context_of_stratum[stratum]
     out = []
     for key in np.unique(keys[~control[condition]]):
@@ -112,15 +120,16 @@ def _contrasts(
         weight = (weight / weight.sum())[:, None]
         before = (weight * np.where(reference[:, None] >= 0, moments.mean[reference], pooled)).sum(0)
         after = (weight * moments.mean[groups]).sum(0)
-        noise = (weight**2 * (variance[groups] + np.where(reference[:, None] >= 0, variance[reference], 0.0))).sum(0)
+        own = (weight**2 * variance[groups]).sum(0)
+        noise = own + (weight**2 * np.where(reference[:, None] >= 0, variance[reference], 0.0)).sum(0)
         effect = np.log1p(after) - np.log1p(before) if log else after - before
         # delta method; the larger mean bounds the variance from below for genes seen on one side only
-        noise = noise / (1.0 + np.maximum(before, after)) ** 2 if log else noise
-        first = groups[0]
-        out.append(
-            (condition[first], context_of_stratum[stratum[first]], effect, noise, before, moments.n_cells[groups].sum())
-        )
-    return tuple(np.array(column) for column in zip(*out, strict=True))
+        slope = 1.0 / (1.0 + np.maximum(before, after)) ** 2 if log else 1.0
+        first, n_cells = groups[0], moments.n_cells[groups].sum()
+        where = context_of_stratum[stratum[first]]
+        loading = weight[:, 0] @ use[stratum[groups]]
+        out.append((condition[first], where, effect, noise * slope, before, n_cells, own * slope, loading))
+    return (*(np.array(column) for column in zip(*out, strict=True)), shared)
 
 
 def context_axes(contexts: np.ndarray, n_axes: int) -> tuple[np.ndarray, np.ndarray]:
