@@ -204,6 +204,7 @@ def test_refusals(toy):
         ({"perturbations": []}, "empty"),
         ({"genes": ["a"]}, "1 names"),
         ({"group": toy.group[:9]}, "9 rows"),
+        ({"group": pd.DataFrame({"gene": toy.group})}, "columns 'gene'"),
         ({"group": np.where(toy.group == "x", None, toy.group)}, "have no group"),
         ({"rows": [0, 0, 1]}, "twice"),
         ({"rows": []}, "no cell"),

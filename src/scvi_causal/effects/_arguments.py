@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
     from ._collect import Predictor, Reader
 
+_COLUMNS = frozenset(
+    "perturbation contrast dosage gene method mean mean_contrast estimate se ci_low ci_high band_low band_high statistic pvalue "
+    "padj n_cells n_perturbed n_contrast n_clusters balance_z flag feature difference z n_others".split()
+)
 _RANDOM_SETS = 200  # of cells whose influence values are summed before the bootstrap
 
 
@@ -109,6 +113,9 @@ def make_groups(group, n_cells: int, rows: np.ndarray) -> tuple[pd.DataFrame, np
         raise ValueError(
             f"{plural(missing, 'cell')} have no group (NaN). Leave them out (rows=), or give them a label."
         )
+    taken = [name for name in frame.columns if name in _COLUMNS]
+    if taken:
+        raise ValueError(f"group has columns {listed(taken)}, names that the result needs for its own: rename them.")
     by = frame.astype(str).groupby(list(frame.columns), sort=True, observed=True)
     code = by.ngroup().to_numpy()
     _, first = np.unique(code, return_index=True)
@@ -116,27 +123,28 @@ def make_groups(group, n_cells: int, rows: np.ndarray) -> tuple[pd.DataFrame, np
 
 
 def make_cells(labels, cluster, rows, simultaneous: bool, rng) -> Cells:
-    """Codes of clusters; for bands over independent cells, of random sets within each treatment."""
+    """Codes of treatments and clusters; for bands over independent cells, of random sets within each treatment."""
     n_cells = len(labels)
+    treatment, found = pd.factorize(labels)
+    names = {str(name): i for i, name in enumerate(found)}
+    code = np.zeros(n_cells, dtype=np.int64)
     if cluster is None:
-        code = np.zeros(n_cells, dtype=np.int64)
         if not simultaneous:
-            return Cells(labels, code, 1)
-        for label in np.unique(labels[rows]):
-            members = rng.permutation(rows[labels[rows] == label])
-            code[members] = np.arange(len(members)) % _RANDOM_SETS
-        return Cells(labels, code, _RANDOM_SETS)
+            return Cells(treatment, names, code, 1)
+        shuffled = rng.permutation(rows)
+        ordered = shuffled[np.argsort(treatment[shuffled], kind="stable")]
+        code[ordered] = np.arange(len(ordered)) % _RANDOM_SETS
+        return Cells(treatment, names, code, _RANDOM_SETS)
     cluster = pd.Series(np.asarray(cluster))
     if len(cluster) != n_cells:
         raise ValueError(f"cluster has {len(cluster):,} values, and treatment names {plural(n_cells, 'cell')}.")
-    code = np.zeros(n_cells, dtype=np.int64)
     code[rows], found = pd.factorize(cluster.iloc[rows])
     missing = int((code[rows] < 0).sum())
     if missing:
         raise ValueError(
             f"{plural(missing, 'cell')} have no cluster (NaN). Leave them out (rows=), or give them a label."
         )
-    return Cells(labels, code, len(found))
+    return Cells(treatment, names, code, len(found))
 
 
 def judge_clusters(found: np.ndarray) -> None:

@@ -60,7 +60,9 @@ class Cells:
     Parameters
     ----------
     treatment
-        (cells,) labels.
+        (cells,) codes of what they received.
+    names
+        Code of each treatment.
     cluster
         (cells,) codes, zeros if there are no clusters.
     n_clusters
@@ -68,8 +70,13 @@ class Cells:
     """
 
     treatment: np.ndarray
+    names: Mapping[str, int]
     cluster: np.ndarray
     n_clusters: int
+
+    def code(self, name: str | None) -> int:
+        """Code of a treatment; -1 for one that no cell received, or for no contrast."""
+        return self.names.get(name, -1)
 
 
 def collect(
@@ -131,20 +138,22 @@ def _by_cell(read, predict, cells: Cells, rows, targets, contrast, n_genes) -> l
     empty = lambda: ArmSums.empty(cells.n_clusters, n_genes)
     treated, compared, everything = ([empty() for _ in targets] for _ in range(3))
     asked = [*targets] if contrast is None else [contrast, *targets]
+    codes = [cells.code(name) for name in targets]
+    reference = cells.code(contrast)
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
         labels, cluster = cells.treatment[part], cells.cluster[part]
         predictions = iter(predict(part, asked))
         h = None if contrast is None else _checked(next(predictions), len(part), n_genes, contrast)
-        known = np.flatnonzero(np.isin(labels, asked))
+        known = np.flatnonzero(np.isin(labels, [*codes, reference]))
         y = np.zeros((len(part), n_genes))
         if len(known):
             y[known] = dense(read(part[known]))
         for t, name in enumerate(targets):
             f = _checked(next(predictions), len(part), n_genes, name)
             everything[t].add(cluster, None, f, h)
-            for arm, label in ((treated[t], name), (compared[t], contrast)):
-                here = np.flatnonzero(labels == label) if label is not None else ()
+            for arm, code in ((treated[t], codes[t]), (compared[t], reference)):
+                here = np.flatnonzero(labels == code)
                 if len(here):
                     arm.add(cluster[here], y[here], f[here], None if h is None else h[here])
     found = []
@@ -173,39 +182,50 @@ def _checked(x, n_rows: int, n_genes: int, name: str) -> np.ndarray:
 def _by_stratum(read, predict, cells: Cells, rows, targets, contrast, n_genes) -> Iterator[tuple[str, Arms]]:
     """Predictions are the same within strata: only cells of the two arms are read, and predictions are counted."""
     n_strata = int(predict.stratum[rows].max()) + 1
-    block = cells.cluster[rows] * n_strata + predict.stratum[rows]
-    labels = cells.treatment[rows]
+    block, labels = cells.cluster[rows] * n_strata + predict.stratum[rows], cells.treatment[rows]
+    n_blocks = cells.n_clusters * n_strata
 
-    def outcomes(label: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Blocks with cells of a treatment, their sums, and the sum of squares over all."""
-        here = np.flatnonzero(labels == label)
-        blocks, code = np.unique(block[here], return_inverse=True)
-        total, squares = np.zeros((len(blocks), n_genes)), np.zeros(n_genes)
+    def outcomes(name: str | None) -> _Outcomes:
+        here = np.flatnonzero(labels == cells.code(name))
+        found = _Outcomes(np.bincount(block[here], minlength=n_blocks), n_genes)
+        code = (np.cumsum(found.n > 0) - 1)[block[here]]
         for start in range(0, len(here), CHUNK):
             piece = slice(start, start + CHUNK)
-            y = read(rows[here[piece]])
-            y = y.astype(np.float64) if sparse.issparse(y) else dense(y)
-            total += sum_by(code[piece], y, len(blocks))
-            squares += np.asarray((y.multiply(y) if sparse.issparse(y) else y * y).sum(0)).ravel()
-        return blocks, total, squares
+            found.add(code[piece], read(rows[here[piece]]))
+        return found
 
-    def arm(mask: np.ndarray, f: np.ndarray, h: np.ndarray | None, found=None) -> ArmSums:
-        blocks, n = np.unique(block[mask], return_counts=True)
-        return _from_blocks(blocks // n_strata, blocks % n_strata, n, f, h, cells.n_clusters, found)
-
-    control = None if contrast is None else outcomes(contrast)
+    everything = np.bincount(block, minlength=n_blocks)
+    control = outcomes(contrast)
     h = None if contrast is None else np.asarray(predict.means[contrast], dtype=np.float64)
     for name in targets:
-        f = np.asarray(predict.means[name], dtype=np.float64)
-        treated, compared = labels == name, labels == contrast
-        against = None if contrast is None else arm(compared, f, h, control)
-        rest = arm(~treated & ~compared if contrast is not None else ~treated, f, h)
-        yield name, Arms(arm(treated, f, h, outcomes(name)), against, rest)
+        f, treated = np.asarray(predict.means[name], dtype=np.float64), outcomes(name)
+        rest = _Outcomes(everything - treated.n - control.n, n_genes)
+        arms = [_from_blocks(found, n_strata, cells.n_clusters, f, h) for found in (treated, control, rest)]
+        yield name, Arms(arms[0], None if contrast is None else arms[1], arms[2])
 
 
-def _from_blocks(cluster, stratum, n, f, h, n_clusters, outcomes) -> ArmSums:
-    """Sums of an arm from sums over blocks of cells of one cluster and stratum."""
+class _Outcomes:
+    """Sums of outcomes over blocks of cells of one cluster and stratum, for blocks that have any."""
+
+    def __init__(self, n: np.ndarray, n_genes: int):
+        self.n, self.n_genes = n, n_genes
+        self.total: np.ndarray | None = None
+        self.squares = np.zeros(n_genes)
+
+    def add(self, code: np.ndarray, y) -> None:
+        """Add cells by the place of their block among those that have any."""
+        if self.total is None:
+            self.total = np.zeros((int((self.n > 0).sum()), self.n_genes))
+        y = y.astype(np.float64) if sparse.issparse(y) else dense(y)
+        self.total += sum_by(code, y, len(self.total))
+        self.squares += np.asarray((y.multiply(y) if sparse.issparse(y) else y * y).sum(0)).ravel()
+
+
+def _from_blocks(found: _Outcomes, n_strata: int, n_clusters: int, f: np.ndarray, h: np.ndarray | None) -> ArmSums:
+    """Sums of an arm from sums over its blocks."""
     sums = ArmSums.empty(n_clusters, f.shape[1])
+    blocks = np.flatnonzero(found.n)
+    cluster, stratum, n = blocks // n_strata, blocks % n_strata, found.n[blocks].astype(np.float64)
     sums.n += np.bincount(cluster, weights=n, minlength=n_clusters)
     if not len(n):
         return sums
@@ -214,10 +234,9 @@ def _from_blocks(cluster, stratum, n, f, h, n_clusters, outcomes) -> ArmSums:
         sums.first[:, i] = sum_by(cluster, n[:, None] * x, n_clusters)
         for j, other in values.items():
             sums.second[i, j] = (n[:, None] * x * other).sum(0)
-    if outcomes is not None:
-        _, total, squares = outcomes
-        sums.first[:, Y] = sum_by(cluster, total, n_clusters)
-        sums.second[Y, Y] = squares
+    if found.total is not None:
+        sums.first[:, Y] = sum_by(cluster, found.total, n_clusters)
+        sums.second[Y, Y] = found.squares
         for i, x in values.items():
-            sums.second[Y, i] = sums.second[i, Y] = (total * x).sum(0)
+            sums.second[Y, i] = sums.second[i, Y] = (found.total * x).sum(0)
     return sums

@@ -131,7 +131,7 @@ def predict_from_strata(
     )
     cells = rows[first]  # one of each stratum
     n_genes = len(models[0]._var_names())
-    means = {key: np.zeros((len(cells), n_genes)) for key in plan.asked.keys}
+    means = {key: np.empty((len(cells), n_genes), dtype=np.float32) for key in plan.asked.keys}
     without = []
     for i, model in enumerate(models):
         pool_adata, pool = control_pool(model, adata)
@@ -142,12 +142,14 @@ def predict_from_strata(
             sources, matched = _sources(pool, of_pool, [level[cells[s]] for level in levels], plan.seed)
             if not matched:
                 without.append(cells[s])
+            total = np.zeros((len(means), n_genes))
             for start in range(0, len(sources), predictor.step):
-                some = sources[start : start + predictor.step]
-                tensors = predictor.read(some)
-                for key, total in means.items():
+                tensors = predictor.read(sources[start : start + predictor.step])
+                for t, key in enumerate(means):
                     x = predictor(tensors, key, [plan.seed, 2, int(s), start])
-                    total[s] += x.double().sum(0).cpu().numpy() / len(sources)
+                    total[t] += x.sum(0, dtype=torch.float64).cpu().numpy()
+            for mean, of_key in zip(means.values(), total / len(sources), strict=True):
+                mean[s] = of_key
     if without:
         warnings.warn(
             f"{plural(len(without), 'stratum', 'strata')} without a training control, e.g. {stratum_label(manager, without[0])}: "
