@@ -36,20 +36,24 @@ class Climb:
 
     Notes
     -----
-    A reversal is a removal and an addition at two different nodes, so that its gain is the sum of theirs. After a change only
-    the nodes whose parents changed are scored anew.
+    Tables run over the edges that may be, not over all pairs. A reversal is a removal and an addition at two different nodes, so that
+    its gain is the sum of theirs. After a change only the nodes whose parents changed are scored anew.
     """
 
     def __init__(self, scores: NodeScores, graph: np.ndarray, allowed: np.ndarray | None = None):
         d = len(graph)
         self.scores, self.graph = scores, np.array(graph, dtype=bool)
-        self.allowed = ~np.eye(d, dtype=bool) if allowed is None else allowed & ~np.eye(d, dtype=bool)
-        self.allowed |= self.graph
+        may_be = np.ones((d, d), dtype=bool) if allowed is None else allowed | self.graph
+        self.source, self.target = np.nonzero(may_be & ~np.eye(d, dtype=bool))
+        # place of each edge, and of its reversal, in the tables; the last place stands for edges that may not be
+        place = np.full((d, d), len(self.source), dtype=np.int32)
+        place[self.source, self.target] = np.arange(len(self.source))
+        self.place, self.opposite = place, place[self.target, self.source]
         self.cost = np.zeros(d)
         self.off: Tensor = scores.n.new_ones(d, len(scores.n))
         # change of the score when the edge is added, or removed; inf where there is nothing to do
-        self.adding, self.removing = np.full((d, d), np.inf), np.full((d, d), np.inf)
-        self._score_nodes(range(d))
+        self.adding, self.removing = (np.full(len(self.source) + 1, np.inf) for _ in range(2))
+        self._score_nodes(np.arange(d))
         self._see_who_reaches_whom()
 
     @property
@@ -64,60 +68,66 @@ class Climb:
                 break
         return self
 
+    def _moves(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Gain of adding, removing and reversing each edge; reversals may still close a cycle."""
+        closes = self.reaches[self.target, self.source]
+        adding = np.where(closes, np.inf, self.adding[:-1])
+        return adding, self.removing[:-1], self.removing[:-1] + self.adding[self.opposite]
+
     def _step(self) -> bool:
-        adding = np.where(self.reaches.T, np.inf, self.adding)  # j reaches i: i to j would close a cycle
-        removing = self.removing
-        reversing = np.where(self.graph & self.allowed.T, removing + self.adding.T, np.inf)
-        best_reversal = self._best_reversal(reversing, min(adding.min(), removing.min()))
-        moves = [(adding.min(), "add"), (removing.min(), "remove"), (best_reversal[0], "reverse")]
-        gain, kind = min(moves)
-        if not gain < -_SMALLEST_GAIN:
+        if not len(self.source):
             return False
-        table = {"add": adding, "remove": removing}.get(kind)
-        i, j = best_reversal[1] if table is None else np.unravel_index(table.argmin(), table.shape)
+        adding, removing, reversing = self._moves()
+        best = {"add": int(adding.argmin()), "remove": int(removing.argmin())}
+        gains = {"add": adding[best["add"]], "remove": removing[best["remove"]]}
+        best["reverse"], gains["reverse"] = self._best_reversal(reversing, min(gains.values()))
+        kind = min(gains, key=gains.get)
+        if not gains[kind] < -_SMALLEST_GAIN:
+            return False
+        i, j = self.source[best[kind]], self.target[best[kind]]
         self.graph[i, j] = kind == "add"
-        if kind == "reverse":
-            self.graph[j, i] = True
-        self._score_nodes([i, j] if kind == "reverse" else [j])
+        self.graph[j, i] = kind == "reverse"
+        self._score_nodes(np.array([i, j] if kind == "reverse" else [j]))
         if kind == "add":
             self.reaches[np.ix_(self.reaches[:, i], self.reaches[j])] = True
         else:
             self._see_who_reaches_whom()
         return True
 
-    def _best_reversal(self, reversing: np.ndarray, to_beat: float) -> tuple[float, tuple[int, int]]:
+    def _best_reversal(self, reversing: np.ndarray, to_beat: float) -> tuple[int, float]:
         """The best reversal that closes no cycle, if it is better than what else there is."""
-        source, target = np.nonzero(reversing < min(to_beat, -_SMALLEST_GAIN))
-        for k in np.argsort(reversing[source, target], kind="stable"):
-            i, j = source[k], target[k]
-            children = self.graph[i].copy()
-            children[j] = False
-            if not self.reaches[children, j].any():  # no second way from i to j
-                return reversing[i, j], (i, j)
-        return np.inf, (0, 0)
+        better = np.flatnonzero(reversing < min(to_beat, -_SMALLEST_GAIN))
+        for edge in better[np.argsort(reversing[better], kind="stable")]:
+            if self._only_way(self.source[edge], self.target[edge]):
+                return int(edge), float(reversing[edge])
+        return 0, np.inf
 
-    def _score_nodes(self, nodes) -> None:
+    def _only_way(self, i: int, j: int) -> bool:
+        """Whether the edge is the only way from i to j, so that it can be reversed."""
+        children = self.graph[i].copy()
+        children[j] = False
+        return not self.reaches[children, j].any()
+
+    def _score_nodes(self, nodes: np.ndarray) -> None:
         """Fit nodes with their parents, and with one more or one fewer."""
         current = [(j, tuple(np.flatnonzero(self.graph[:, j]))) for j in nodes]
-        rows = [j for j, _ in current]
-        costs, self.off[rows] = self._fit(current)
-        self.cost[rows] = costs
-        changes, where = [], []
-        for j, parents in current:
-            self.adding[:, j] = self.removing[:, j] = np.inf
-            others = np.flatnonzero(self.allowed[:, j] & ~self.graph[:, j])
-            changes += [(j, (*parents, i)) for i in others]
-            changes += [(j, tuple(p for p in parents if p != i)) for i in parents]
-            where += [(i, j) for i in (*others, *parents)]
+        self.cost[nodes], self.off[nodes] = self._fit(current)
+        edges = np.flatnonzero(np.isin(self.target, nodes))
+        self.adding[edges] = self.removing[edges] = np.inf
+        present = self.graph[self.source[edges], self.target[edges]]
+        parents = dict(current)
+        changes = [
+            (j, tuple(p for p in parents[j] if p != i) if there else (*parents[j], i))
+            for i, j, there in zip(self.source[edges], self.target[edges], present, strict=True)
+        ]
         if changes:
-            costs, _ = self._fit(changes)
-            for (i, j), cost in zip(where, costs, strict=True):
-                table = self.removing if self.graph[i, j] else self.adding
-                table[i, j] = cost - self.cost[j]
+            gain = self._fit(changes)[0] - self.cost[self.target[edges]]
+            self.removing[edges[present]] = gain[present]
+            self.adding[edges[~present]] = gain[~present]
 
     def _fit(self, queries: list[tuple[int, tuple[int, ...]]]) -> tuple[np.ndarray, Tensor]:
         """The better one of two fits: from the targets found last, and from none."""
-        nodes, parents = [j for j, _ in queries], [p for _, p in queries]
+        nodes, parents = [int(j) for j, _ in queries], [p for _, p in queries]
         last = self.off[nodes]
         fit = self.scores.fit(nodes * 2, parents * 2, torch.cat([last, torch.ones_like(last)]))
         score, off = fit.score.reshape(2, -1), fit.off.reshape(2, len(nodes), -1)
@@ -136,16 +146,18 @@ class Climb:
         node = order.pop(int(rng.integers(len(order))))
         order.insert(int(rng.integers(len(order) + 1)), node)
         place = np.argsort(order)
-        pairs = self.graph | self.graph.T
-        graph = pairs & (place[:, None] < place[None, :]) & self.allowed
+        forward = place[:, None] < place[None, :]
         other = copy(self)
+        other.graph = (self.graph | self.graph.T) & forward & (self.place < len(self.source))
         for name in ("cost", "adding", "removing"):
             setattr(other, name, getattr(self, name).copy())
-        other.off, other.graph = self.off.clone(), graph
-        changed = np.flatnonzero((graph != self.graph).any(0))
+        other.off = self.off.clone()
+        changed = np.flatnonzero((other.graph != self.graph).any(0))
         if len(changed):
             other._score_nodes(changed)
             other._see_who_reaches_whom()
+        else:
+            other.reaches = self.reaches.copy()
         return other
 
     def edge_probability(self) -> np.ndarray:
@@ -154,18 +166,22 @@ class Climb:
         A pair of nodes has an edge, the opposite edge, or none; each is weighed by its score. This knows nothing of
         changes that involve more than one pair, and so is on the sure side.
         """
-        d, n = len(self.graph), self.scores.n_total
-        adding = np.where(self.reaches.T, np.inf, self.adding)
-        cost = np.full((3, d, d), np.inf)  # of i to j, j to i, neither; relative to the graph as it is
-        for i, j in np.argwhere(self.graph):
-            children = self.graph[i].copy()
-            children[j] = False
-            reverse = np.inf if self.reaches[children, j].any() else self.removing[i, j] + self.adding[j, i]
-            cost[:, i, j] = 0.0, reverse, self.removing[i, j]
-            cost[:, j, i] = reverse, 0.0, self.removing[i, j]
-        none = ~(self.graph | self.graph.T)
-        cost[0][none], cost[1][none], cost[2][none] = adding[none], adding.T[none], 0.0
+        n = self.scores.n_total
+        adding, removing, reversing = self._moves()
+        adding, at = np.append(adding, np.inf), self.opposite
+        present = self.graph[self.source, self.target]
+        backwards = self.graph[self.target, self.source]
+        reversing = np.append(reversing, np.inf)
+        for edge in np.flatnonzero(present):
+            if not self._only_way(self.source[edge], self.target[edge]):
+                reversing[edge] = np.inf
+        removing = np.append(removing, np.inf)
+        # cost of having this edge, the opposite one, or neither, relative to the graph as it is
+        this = np.where(present, 0.0, np.where(backwards, reversing[at], adding[:-1]))
+        opposite = np.where(backwards, 0.0, np.where(present, reversing[:-1], adding[at]))
+        neither = np.where(present, removing[:-1], np.where(backwards, removing[at], 0.0))
+        cost = np.stack([this, opposite, neither])
         weight = np.exp(-n * (cost - cost.min(0)))
-        found = weight[0] / weight.sum(0)
-        np.fill_diagonal(found, 0.0)
+        found = np.zeros(self.graph.shape)
+        found[self.source, self.target] = weight[0] / weight.sum(0)
         return found

@@ -141,6 +141,7 @@ def _fill(model: GIM, populations: Populations, space: NodeSpace, moments: NodeM
         strata=populations.controls.strata,
         node_gene=np.maximum(space.genes, 0),
         token_node=node,
+        token_seen=np.isin(np.arange(len(features)), conditions.indices).astype(np.int64),
         condition_indptr=conditions.indptr,
         condition_tokens=conditions.indices,
         **({} if space.encoder is None else {"encoder": space.encoder}),
@@ -168,6 +169,7 @@ def _make_training_sets(model: GIM, populations: Populations, moments: NodeMomen
     module, grouping = model.module, populations.grouping
     data = moments.statistics.capped(model._max_cells)
     parts = _parts(module, grouping.conditions)
+    model._part_tokens = split_parts(grouping.conditions).token
     if not module.n_mechanism_hidden:
         module.training_set = TrainingSet(data, module.mechanisms, parts, module.hard)
         if judged is not None:

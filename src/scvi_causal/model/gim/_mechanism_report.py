@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from scvi_causal.model.gim._interventions import Interventions
 
 Varied = Literal["strength", "penetrance", "dosage"]
 
@@ -136,17 +135,22 @@ class MechanismMixin:
         prior, targets = self._interventions_of(labels, doses, features, use_seen=False)
         posterior, _ = self._interventions_of(labels, doses, features)
         seen = find_seen(module, *self._lookup_key(targets))
-        effect = self._effect_on_nodes(posterior)
+        effect = self.module.total_effect(posterior)
         tables = []
         for i, name in enumerate(targets.labels):
             table = pd.DataFrame({"perturbation": name, "node": self.node_names_})
             if module.sizes["with_dosage"]:
                 table.insert(1, "dosage", dosage_text(targets.dosage[i], self._vocabulary.separator)[0])
-            table["probability"] = prior.probability[i].cpu().numpy()
-            table["responsibility"] = posterior.probability[i].cpu().numpy() if i in seen else np.nan
-            table["size"] = posterior.size[i].cpu().numpy()
-            table["effect"] = effect[i].cpu().numpy()
-            table["observed"] = module.observed[seen[i][0]].cpu().numpy() if i in seen else np.nan
+            unknown = torch.full((len(self.node_names_),), torch.nan)
+            columns = {
+                "probability": prior.probability[i],
+                "responsibility": posterior.probability[i] if i in seen else unknown,
+                "size": posterior.size[i],
+                "effect": effect[i],
+                "observed": module.observed[seen[i][0]] if i in seen else unknown,
+            }
+            for column, values in columns.items():
+                table[column] = values.cpu().numpy().astype(np.float32)
             best = table["responsibility"].fillna(table["probability"]).to_numpy()
             order = np.lexsort((-np.abs(table["size"].to_numpy()), -best))
             tables.append(table.iloc[order][best[order] >= min_probability])
@@ -179,15 +183,6 @@ class MechanismMixin:
     def _lookup_key(self, targets) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = self._get_token_inputs(list(targets.tokens), None)
         return torch.from_numpy(targets.dosage.toarray()), inputs["index"]
-
-    def _effect_on_nodes(self, interventions: Interventions) -> torch.Tensor:
-        """(n, d) expected total change of the nodes, of an average control cell."""
-        mechanisms, hard = self.module.mechanisms, self.module.hard
-        if not hard and not self.module.n_mechanism_hidden:
-            return mechanisms.spread(interventions.expected)
-        nothing = torch.zeros_like(interventions.size)
-        before = mechanisms.run(nothing, nothing, nothing, hard)
-        return mechanisms.run(nothing, interventions.probability, interventions.size, hard) - before
 
     # ------------------------------------------------------------------ populations
 
@@ -255,7 +250,7 @@ class MechanismMixin:
         with torch.inference_mode():
             found, _ = self._interventions_of(labels.tolist(), None, features)
             if self.module.hard:  # the size is a value, whose distance from where the node would be is what matters
-                return (found.probability * self._effect_on_nodes(found)).cpu().numpy(), self.node_names_
+                return (found.probability * self.module.total_effect(found)).cpu().numpy(), self.node_names_
             return found.expected.cpu().numpy(), self.node_names_
 
     # ------------------------------------------------------------------ other strengths

@@ -27,6 +27,7 @@ from scvi_causal.model.gim._options import (
     look_at_scale,
 )
 from scvi_causal.model.gim._plan import STEPS_PER_EPOCH, GIMTrainingPlan, StatisticsSplitter
+from scvi_causal.model.gim._trust import set_trust
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _DEFAULT_STEPS = 1500
 _MECHANISM_HIDDEN = 16
+_LITTLE = 0.02  # trust in features that is not worth a word
 
 
 class GIM(MechanismMixin, CausalModel):
@@ -175,6 +177,7 @@ class GIM(MechanismMixin, CausalModel):
         self.edge_stability_: np.ndarray | None = None
         self.restarts_: pd.DataFrame | None = None
         self._splitter: CausalDataSplitter | None = None
+        self._part_tokens: np.ndarray | None = None
         self._override: dict[str, float] = {}
         self._model_summary_string = (
             f"GIM with latent: {latent}, mechanism: {mechanism}, intervention: {intervention}, grn: {self._prior_use}, "
@@ -236,6 +239,8 @@ class GIM(MechanismMixin, CausalModel):
         default = self._default_max_epochs(None)
         self._effort = min(1.0, (max_epochs or default) / default)
         *_, self._search_device = parse_device_args(accelerator, devices, return_device="torch")
+        if not self.module.n_mechanism_hidden:
+            kwargs.setdefault("log_every_n_steps", 1)  # an epoch is one batch
         super().train(max_epochs, split_key, accelerator, devices, **kwargs)
 
     @property
@@ -264,7 +269,10 @@ class GIM(MechanismMixin, CausalModel):
         self._splitter = None
 
     def _after_training(self) -> None:
+        seed = 0 if settings.seed is None else int(settings.seed)
         infer_seen(self.module)
+        set_trust(self.module, self._part_tokens, self._has_features(), self._effort, seed)
+        self._part_tokens = None
         self.module.training_set = self.module.validation_set = None
 
     # ------------------------------------------------------------------ tokens
@@ -296,6 +304,27 @@ class GIM(MechanismMixin, CausalModel):
         for name, value in self._override.items():
             inputs[name] = torch.full((len(tokens),), float(value))
         return inputs
+
+    def _predictable(self, tokens: list[str], features: pd.DataFrame | None = None) -> list[tuple[bool, str]]:
+        """Whether each token can be a target, and what its prediction then rests on."""
+        answers = super()._predictable(tokens, features)
+        if not self.sizes_:
+            return answers
+        nodes, seen = self._graph_nodes(), set(self.seen_tokens_.tolist())
+        _, described = self._token_features(tokens, features)
+        found = []
+        for token, known, (ok, reason) in zip(tokens, described, answers, strict=True):
+            if ok and token not in seen:
+                grounds = ["its features"] if known and float(self.module.trust[0]) > _LITTLE else []
+                if token in nodes:
+                    grounds.append("what perturbing a node itself does")
+                reason = f"not seen in training, predicted from {' and '.join(grounds)}"
+                if not grounds:
+                    reason = (
+                        "not seen in training, gets the average intervention: its features predict no better than that"
+                    )
+            found.append((ok, reason))
+        return found
 
     def _graph_nodes(self) -> set[str]:
         """Genes that are nodes: what it does to perturb a node itself was learned from those that were."""

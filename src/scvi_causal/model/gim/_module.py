@@ -95,11 +95,16 @@ class GIMModule(CausalModule):
             "responsibility": (k, d),
             "posterior_size": (k, d),
             "observed": (k, d),
+            "average_probability": (d,),
+            "average_size": (d,),
+            "average_own": (2,),
+            "trust": (2,),
         }
         integers = {
             "strata": (sizes["n_strata"],),
             "node_gene": (d,),
             "token_node": (sizes["n_tokens"],),
+            "token_seen": (sizes["n_tokens"],),
             "condition_indptr": (k + 1,),
             "condition_tokens": (sizes["n_entries"],),
         }
@@ -107,6 +112,7 @@ class GIMModule(CausalModule):
         for names, dtype in ((floats, torch.float32), (integers, torch.int64)):
             for name, shape in names.items():
                 self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
+        self.trust[1] = 1.0  # nothing but the average is trusted until tokens were left out
         self.sizes = dict(sizes)
         self.mechanisms = Mechanisms(d, sizes["n_parents"], self.n_mechanism_hidden).to(device)
         self.network = InterventionNetwork(
@@ -130,14 +136,44 @@ class GIMModule(CausalModule):
         # where dosages were never varied, half of it is half of the intervention
         return logit, size if self.sizes["with_dosage"] else size * dosage[:, None]
 
-    def combined(self, features: Tensor, dosage: Tensor, node: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, d) log odds and sizes of combinations with ``members`` (n, n_parts)."""
+    def combined(
+        self, features: Tensor, dosage: Tensor, node: Tensor, members: Tensor, unseen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(n, d) log odds and sizes of combinations with ``members`` (n, n_parts).
+
+        Parts that are ``unseen`` (n_parts,) get what features say of them as far as features are to be trusted.
+        """
         if self.combination == "superposition":
             logit, size = self.interventions_of_parts(features, dosage, node)
+            if unseen is not None and unseen.any():
+                own = own_nodes(node, self.sizes["n_nodes"])
+                logit, size = self._with_trust(logit, size, own, unseen, dosage)
             return combine(logit, size, members)
+        own = (members @ own_nodes(node, self.sizes["n_nodes"])).clamp_max(1.0)
         x = part_features(features, dosage, bool(self.sizes["with_dosage"]))
-        x = (members @ x - self.feature_center) / self.feature_scale
-        return self.network(x, (members @ own_nodes(node, self.sizes["n_nodes"])).clamp_max(1.0))
+        logit, size = self.network((members @ x - self.feature_center) / self.feature_scale, own)
+        if unseen is not None and unseen.any():
+            affected = (members @ unseen.float()) > 0
+            logit, size = self._with_trust(logit, size, own, affected, torch.ones_like(members[:, 0]))
+        return logit, size
+
+    def _with_trust(
+        self, logit: Tensor, size: Tensor, own: Tensor, unseen: Tensor, dosage: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A mixture of what features say and of the average perturbation; what a node does to itself is known of others."""
+        if self.sizes["with_dosage"]:
+            dosage = torch.ones_like(dosage)
+        of_features, of_average = self.trust
+        guess = torch.sigmoid(logit)
+        average = self.average_probability, self.average_size * dosage[:, None]
+        chance = of_features * guess + of_average * average[0]
+        expected = of_features * guess * size + of_average * average[0] * average[1]
+        if self.sizes["own_node"]:
+            chance = torch.where(own > 0, self.average_own[0], chance)
+            expected = torch.where(own > 0, self.average_own.prod() * dosage[:, None], expected)
+        chance = chance.clamp(1e-6, 1 - 1e-6)
+        row = unseen[:, None]
+        return torch.where(row, torch.logit(chance), logit), torch.where(row, expected / chance, size)
 
     def interventions(self, dosage: Tensor, inputs: dict[str, Tensor], use_seen: bool = True) -> Interventions:
         """Interventions of targets.
@@ -159,7 +195,10 @@ class GIMModule(CausalModule):
             return Interventions(probability, size)
         members = dosage.new_zeros(len(dosage), len(row))
         members[row, torch.arange(len(row), device=row.device)] = 1.0
-        logit, sizes = self.combined(inputs["features"][token], dosage[row, token], inputs["node"][token], members)
+        index = inputs["index"][token]
+        unseen = (index < 0) | (self.token_seen[index.clamp_min(0)] == 0)
+        node = inputs["node"][token]
+        logit, sizes = self.combined(inputs["features"][token], dosage[row, token], node, members, unseen)
         perturbed = members.any(1)[:, None]
         probability, size = torch.where(perturbed, torch.sigmoid(logit), 0.0), torch.where(perturbed, sizes, 0.0)
         if use_seen:
@@ -185,6 +224,14 @@ class GIMModule(CausalModule):
         """Load, and forget what was looked up before."""
         self._lookup = None
         return super().load_state_dict(*args, **kwargs)
+
+    def total_effect(self, interventions: Interventions) -> Tensor:
+        """(n, d) expected total change of the nodes of an average control cell."""
+        if not self.hard and not self.n_mechanism_hidden:
+            return self.mechanisms.spread(interventions.expected)
+        nothing = torch.zeros_like(interventions.size)
+        before = self.mechanisms.run(nothing, nothing, nothing, self.hard)
+        return self.mechanisms.run(nothing, interventions.probability, interventions.size, self.hard) - before
 
     # ------------------------------------------------------------------ cells
 
