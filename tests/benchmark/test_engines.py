@@ -183,7 +183,9 @@ def test_a_killed_worker_is_a_row(adata, tmp_path, toys):
 # ---------------------------------------------------------------------- interrupts: the run is a process of its own
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
+# a test run in the background of a shell hands on that Ctrl-C is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {here!r})
 import toys
 from scvi_causal.benchmark._engines import run_jobs
@@ -238,7 +240,10 @@ def test_ctrl_c_stops_all_of_it(tmp_path, engine):
     worker, child = wait_for(tmp_path, "last-*"), wait_for(tmp_path, "child-*")
     time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()  # nothing of a test that failed is left running
     assert out.splitlines() == ["done: first", "stopped"], err
     assert "Traceback" not in err
     assert gone(worker)
