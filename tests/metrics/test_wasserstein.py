@@ -32,7 +32,7 @@ def test_equals_scipy_gene_by_gene(monkeypatch, form, n, m):
 
 
 def test_equals_pot():
-    ot = pytest.importorskip("ot", reason="POT comes with scvi-tools")
+    ot = pytest.importorskip("ot", reason="POT is in the dependency group test")
     x, y = (z.astype(np.float64) for z in populations(40, 25))
     np.testing.assert_allclose(wasserstein_genes(x, y), ot.wasserstein_1d(x, y, p=1), atol=1e-12)
 
