@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 import tracemalloc
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,9 @@ from scvi_causal.model.gim._graph import find_graph
 from scvi_causal.model.gim._objective import ShiftObjective, Statistics
 from scvi_causal.model.gim._search import SearchOptions
 from scvi_causal.nn import trace_exponential
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SETS = 200
 TEXT = """CPU-seconds per 1,000 steps, one thread, 200 populations, float32, one restart. *GIM*: gradient and update as they are.
