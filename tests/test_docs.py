@@ -70,7 +70,17 @@ def documented_names() -> set[str]:
 @pytest.mark.parametrize(
     "namespace",
     [
-        "", "benchmark", "data", "data.fields", "dataloaders", "datasets", "effects", "metrics", "model.base", "pl", "train",
+        "",
+        "benchmark",
+        "data",
+        "data.fields",
+        "dataloaders",
+        "datasets",
+        "effects",
+        "metrics",
+        "model.base",
+        "pl",
+        "train",
     ],  # fmt: skip
 )
 def test_every_public_name_has_a_page(namespace):
