@@ -12,6 +12,8 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.ipynb"))
 BRIEF = "N_CELLS = 1500\nMAX_EPOCHS = 2"
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(home|root|work|tmp|Users|usr|opt|mnt|var)/|[A-Za-z]:\\\\?Users|site-packages")
 
+SCREEN = re.compile(r'load_screen\("(\w+)"')
+
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -59,9 +61,11 @@ def test_committed_notebook_is_fit_to_read(path):
 
 @pytest.mark.slow
 @each_notebook
-def test_notebook_runs(path, tmp_path, monkeypatch):
+def test_notebook_runs(path, tmp_path, monkeypatch, real_data):
     from nbclient import NotebookClient
 
+    for screen in SCREEN.findall("\n".join(cell.source for cell in code_cells(read(path)))):
+        monkeypatch.setenv("SCVI_CAUSAL_DATA", str(real_data(f"{screen}.h5ad").parent))  # skips where it is absent
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # the pictures of a notebook are in it, whatever backend the tests run with
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
