@@ -45,14 +45,13 @@ def test_effects_are_taken_within_batches(counts, manager):
     names = [["A", "B"][i] for i in found.grouping.conditions.indices[:2]]
     assert names == ["A", "B"]
     for k, name in enumerate([*names, "A+B"]):
-        mine = label == name
-        expected = sum(
-            (x[mine & (batch == b)].mean(0) - x[(label == "control") & (batch == b)].mean(0))
-            * (mine & (batch == b)).sum()
-            for b in ("x", "y")
+        strata = [((label == name) & (batch == b), (label == "control") & (batch == b)) for b in ("x", "y")]
+        weight = [1 / (1 / mine.sum() + 1 / controls.sum() + 0.01) for mine, controls in strata]
+        expected = np.average(
+            [x[mine].mean(0) - x[controls].mean(0) for mine, controls in strata], axis=0, weights=weight
         )
-        np.testing.assert_allclose(found.effect[k], expected / mine.sum(), atol=1e-6)
-        assert found.n[k] == mine.sum()
+        np.testing.assert_allclose(found.effect[k], expected, atol=1e-6)
+        assert found.n[k] == (label == name).sum()
     within = [x[(label == "control") & (batch == b)] for b in ("x", "y")]
     pooled = sum(((c - c.mean(0)) ** 2).sum(0) for c in within) / (60 - 2)
     np.testing.assert_allclose(found.variance, pooled, atol=1e-6)
@@ -81,10 +80,12 @@ def test_moments_of_nodes(counts, manager, per_set):
     pooled = centred.T @ centred / (len(x) - groups.nunique()) / np.outer(scale, scale)
     np.testing.assert_allclose(data.covariance, pooled, atol=1e-6)
     np.testing.assert_allclose(data.control_mean, 0, atol=1e-8)
-    mean = x[(label == "A") & (batch == "x")].mean(0) - x[control & (batch == "x")].mean(0)
-    other = x[(label == "A") & (batch == "y")].mean(0) - x[control & (batch == "y")].mean(0)
-    share = (batch[label == "A"] == "x").mean()
-    np.testing.assert_allclose(data.mean[0], (share * mean + (1 - share) * other) / scale, atol=1e-6)
+    strata = [((label == "A") & (batch == b), control & (batch == b)) for b in ("x", "y")]
+    error = np.array([1 / mine.sum() + 1 / controls.sum() for mine, controls in strata])
+    share = 1 / (error + 0.01) / (1 / (error + 0.01)).sum()
+    expected = share @ [x[mine].mean(0) - x[controls].mean(0) for mine, controls in strata]
+    np.testing.assert_allclose(data.mean[0], expected / scale, atol=1e-6)
+    assert float(data.n[0]) == pytest.approx(1 / (share**2 @ error))
     # the controls of a batch are an estimate too, so that fewer cells than there are count
     assert (data.n.numpy() < [30, 30, 20]).all()
     assert (data.n > 0).all()

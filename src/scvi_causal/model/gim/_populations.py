@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ENOUGH_CELLS = 100.0  # of a stratum
+
 
 @dataclass(frozen=True)
 class Grouping:
@@ -112,24 +114,26 @@ def control_means(grouping: Grouping, mean: np.ndarray) -> Controls:
 
 
 def effects(grouping: Grouping, mean: np.ndarray, controls: Controls) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Effects of conditions, taken within strata and averaged by cells.
+    """Effects of conditions, taken within strata and averaged over them.
+
+    Strata differ in their effects, so that beyond some cells more of them do not make a stratum count for more: each has the weight
+    :math:`1 / (1/n + 1/n_0 + 1/100)` with its numbers of perturbed cells and controls.
 
     Returns
     -------
-    (K, n_columns) effects, (K,) numbers of cells, and (K,) *effective* numbers: where strata have controls of their own, the
-    error of these is an error of the effect.
+    (K, n_columns) effects, (K,) numbers of cells, and (K,) *effective* numbers: those of one population with an effect as well known.
     """
     perturbed = np.flatnonzero(grouping.group_condition >= 0)
     condition, place = grouping.group_condition[perturbed], controls.place(grouping.group_stratum[perturbed])
     n_groups, n_conditions = grouping.n_cells[perturbed].astype(float), grouping.conditions.shape[0]
     n = np.bincount(condition, n_groups, n_conditions)
-    share = n_groups / n[condition]
+    alone = len(controls.strata) == 1  # the model has an intercept for the error of the controls
+    error = 1 / n_groups + (0.0 if alone else 1 / controls.n_cells[place])
+    weight = 1 / (error + 1 / _ENOUGH_CELLS)
+    share = weight / np.bincount(condition, weight, n_conditions)[condition]
     average = csr_matrix((share, (condition, np.arange(len(perturbed)))), shape=(n_conditions, len(perturbed)))
     effect = average @ (mean[perturbed] - controls.mean[place])
-    if len(controls.strata) == 1:  # the model has an intercept for them
-        return effect, n, n
-    error = np.bincount(condition, share**2 / controls.n_cells[place], n_conditions)
-    return effect, n, 1 / (1 / n + error)
+    return effect, n, 1 / np.bincount(condition, share**2 * error, n_conditions)
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class NodeScores:
         """Weights of the residual (own value minus prediction), noise variance."""
         if sets is None:
             second = fixed + (share[:, :, None] * mean).transpose(1, 2) @ mean
-            total = torch.ones_like(share[:, 0])
+            total = share.new_ones(len(share))
         else:
             second = fixed + (share[:, :, None, None] * sets).sum(1)
             total = self.control_share + share.sum(1)
