@@ -34,8 +34,8 @@ def small_and_quick(monkeypatch, tmp_path):
     """The pages show what a user types; here the data are few, training is short, and files go to a folder of their own."""
     train, kang18 = CausalModel.train, scvi_causal.datasets.kang18
 
-    def train_briefly(self, max_epochs=None, **kwargs):
-        return train(self, max_epochs=2 if max_epochs is None else min(2, max_epochs), **kwargs)
+    def train_briefly(self, max_epochs=None, *args, **kwargs):
+        return train(self, 2 if max_epochs is None else min(2, max_epochs), *args, **kwargs)
 
     # the baselines have a closed form and a `train` of their own
     monkeypatch.setattr(CausalModel, "train", train_briefly)
