@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ._resampling import bootstrap_means, holm, interval, pairs_needed, signed_rank
+from ._resampling import bootstrap_means, interval
 from ._scale import best_baseline, of_model, scale_of, unit_name, unit_of
+from ._sign_flips import flip_test, pairs_needed
 from ._tables import leaking, metric_names, models_of, oriented_means, select, triples
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 BEST, NO_CHANGE = "best baseline", "no change"
 ALPHA = 0.05
 COLUMNS = [
-    "model", "metric", "reference", "reference_model", "difference", "low", "high", "p", "p_holm", "won", "n", "unit",
+    "model", "metric", "reference", "reference_model", "difference", "low", "high", "p", "p_adjusted", "won", "n", "unit",
     "n_needed", "skill", "skill_low", "skill_high", "verdict",
 ]  # fmt: skip
 
@@ -58,14 +59,15 @@ def compare(
     - ``difference`` of the means over populations, turned so that positive is better (``|x - best|`` on metrics that are
       best in between), with its 95 % interval ``low``, ``high``: bootstrap over perturbations, whose contexts stay
       together, widened for few perturbations;
-    - ``p`` of Wilcoxon's signed-rank test over ``n`` pairs (``unit``: perturbations, averaged over contexts; contexts
-      where there is one perturbation only), and ``p_holm``, corrected over all models and metrics that are compared with
-      the same reference; baselines, which are compared with no change only, are a family of their own;
+    - ``p`` of a sign-flip test of the mean over ``n`` pairs (``unit``: perturbations, averaged over contexts; contexts
+      where there is one perturbation only), and ``p_adjusted``, corrected over all models and metrics that are compared with
+      the same reference, step-down by the largest statistic; baselines, which are compared with no change only, are a
+      family of their own. Both are exact if models that are equally good might as well have swapped their scores;
     - ``won``: share of the pairs in which the model is better, ties half;
-    - ``n_needed``: from how many pairs on a corrected p below 0.05 is possible at all;
+    - ``n_needed``: from how many pairs on a p below 0.05 is possible at all;
     - ``skill`` with its interval from the same resamples, against the best baseline only;
     - ``verdict``: "better" or "worse" if the corrected p is below 0.05 and the interval of the difference lies on the same
-      side of zero; "mixed" if only the first holds (typical and average population disagree); "too few perturbations to
+      side of zero; "mixed" if only the first holds (a few large differences carry the mean); "too few perturbations to
       tell" (or contexts) if no result of this many pairs could be significant; "leak, not judged"; "not scored"; else
       "no difference shown".
 
@@ -89,8 +91,8 @@ def compare(
             if no_change in flags.index and model != no_change:
                 row = _pairs(scores, model, no_change, metric, **options)
                 rows.append(row | {"reference": NO_CHANGE, "family": (NO_CHANGE, is_baseline)})
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "family"])
-    return _judge(table, leaks)[COLUMNS]
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "family", "pairs"])
+    return _judge(table, leaks, seed)[COLUMNS]
 
 
 def _pairs(scores: pd.DataFrame, model: str, reference: str, metric: str, n_boot: int, seed: int) -> dict:
@@ -107,11 +109,10 @@ def _pairs(scores: pd.DataFrame, model: str, reference: str, metric: str, n_boot
     difference, units = pairs["model"] - pairs["reference"], unit_of(pairs.index)
     means = bootstrap_means(difference.to_numpy(), units.to_numpy(), n_boot=n_boot, seed=seed)
     low, high = interval(means, units.nunique())
-    per_unit = difference.groupby(units).mean().to_numpy()
-    p, _ = signed_rank(per_unit)
+    per_unit = difference.groupby(units).mean()
     won = float(np.mean((per_unit > 0) + 0.5 * (per_unit == 0)))
-    found = {"difference": difference.mean(), "low": low, "high": high, "p": p, "won": won}
-    return row | found | {"n": len(per_unit), "unit": unit_name(pairs.index)}
+    found = {"difference": difference.mean(), "low": low, "high": high, "won": won}
+    return row | found | {"n": len(per_unit), "unit": unit_name(pairs.index), "pairs": per_unit}
 
 
 def _skill(scores, top, model: str, best: str, metric: str, n_boot: int, seed: int) -> dict:
@@ -130,14 +131,18 @@ def _skill(scores, top, model: str, best: str, metric: str, n_boot: int, seed: i
     return {"skill": over / under, "skill_low": low, "skill_high": high}
 
 
-def _judge(table: pd.DataFrame, leaks: Sequence[str]) -> pd.DataFrame:
-    """Add corrected p, the number of pairs that is needed, and the verdict."""
-    table["p_holm"] = np.nan
+def _judge(table: pd.DataFrame, leaks: Sequence[str], seed: int) -> pd.DataFrame:
+    """Add p-values, the number of pairs that is needed, and the verdict."""
+    table[["p", "p_adjusted"]] = np.nan
+    table["n_needed"] = pairs_needed(ALPHA)
     # a leak is not judged, and what is not judged is no test to correct for
-    tested = (table["n"] > 0) & ~table["model"].isin(leaks)
-    for _, rows in table[tested].groupby("family"):
-        table.loc[rows.index, "p_holm"] = holm(rows["p"].to_numpy())
-        table.loc[rows.index, "n_needed"] = pairs_needed(len(rows))
+    of_leak = table["model"].isin(leaks)
+    for _, rows in table[table["n"] > 0].groupby(["family", of_leak]):
+        # units in one order, so that a sign is the same unit's in every column
+        pairs = pd.concat(rows["pairs"].to_list(), axis=1).sort_index()
+        table.loc[rows.index, "p"], adjusted = flip_test(pairs.to_numpy(), seed=seed)
+        if not of_leak[rows.index[0]]:
+            table.loc[rows.index, "p_adjusted"] = adjusted
     table["verdict"] = [verdict_of(row, row["model"] in leaks) for _, row in table.iterrows()]
     return table
 
@@ -148,7 +153,7 @@ def verdict_of(row: pd.Series, leak: bool = False) -> str:
         return "not scored"
     if leak:
         return "leak, not judged"
-    if row["p_holm"] < ALPHA:
+    if row["p_adjusted"] < ALPHA:
         if row["low"] > 0:
             return "better"
         return "worse" if row["high"] < 0 else "mixed"

@@ -1,4 +1,4 @@
-"""The statistics of comparisons: bootstrap over perturbations, signed ranks, corrections for many tests."""
+"""The statistics of tables: bootstrap over perturbations, and false discovery rates."""
 
 from __future__ import annotations
 
@@ -59,37 +59,6 @@ def interval(means: np.ndarray, n_clusters: int, level: float = 0.95) -> tuple[f
     tail = stats.norm.cdf(t * np.sqrt(n_clusters / (n_clusters - 1)))
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
-
-
-def signed_rank(differences: np.ndarray) -> tuple[float, int]:
-    """Two-sided p of Wilcoxon's signed-rank test, and the number of pairs that differ at all.
-
-    Pairs without a difference say nothing about its sign and are left out; if no pair differs, p is 1.
-    """
-    differences = np.asarray(differences, dtype=float)
-    differences = differences[differences != 0]
-    if differences.size == 0:
-        return 1.0, 0
-    return float(stats.wilcoxon(differences).pvalue), differences.size
-
-
-def pairs_needed(n_tests: int = 1, alpha: float = 0.05) -> int:
-    """From how many pairs on a corrected p below ``alpha`` is possible, after Holm's correction over ``n_tests``."""
-    return int(np.floor(1 - np.log2(alpha / max(n_tests, 1)))) + 1
-
-
-def holm(pvalues: np.ndarray) -> np.ndarray:
-    """Holm's step-down correction: holds the chance of any false "different" below alpha, whatever the dependence.
-
-    NaN (not tested) stay NaN and do not count.
-    """
-    p = np.asarray(pvalues, dtype=float)
-    corrected = np.full(p.shape, np.nan)
-    tested = np.flatnonzero(np.isfinite(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    factors = np.arange(len(order), 0, -1)
-    corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
-    return corrected
 
 
 def benjamini_hochberg(pvalues: np.ndarray) -> np.ndarray:

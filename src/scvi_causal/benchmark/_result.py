@@ -110,7 +110,8 @@ class BenchmarkResult:
     def compare(self, **options: Any) -> pd.DataFrame:
         """Each model against the best simple baseline and against no change, paired by population.
 
-        Differences with intervals from a bootstrap over perturbations, Wilcoxon tests with Holm's correction, and a verdict.
+        Differences with intervals from a bootstrap over perturbations, sign-flip tests with a correction for all of
+        them (step-down max-T), and a verdict.
 
         Parameters
         ----------

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from scvi_causal.benchmark import _compare
+from scvi_causal.benchmark._sign_flips import flip_test
 
 # fewer resamples than by default: these tests are about what is compared
 compare = partial(_compare.compare, n_boot=2000)
@@ -46,7 +47,8 @@ def test_difference_interval_and_test_of_pairs():
     row = only(compare(results, ceiling_of(results), metrics=METRIC))
     d = mine - base
     assert row["difference"] == pytest.approx(d.mean())
-    assert row["p"] == row["p_holm"] == pytest.approx(stats.wilcoxon(d).pvalue)
+    assert row["p"] == row["p_adjusted"] == flip_test(d[:, None])[0][0]
+    assert row["p"] == pytest.approx(stats.ttest_1samp(d, 0).pvalue, abs=1e-3)
     half = stats.t.ppf(0.975, 19) * d.std(ddof=1) / np.sqrt(20)
     np.testing.assert_allclose([row["low"], row["high"]], [d.mean() - half, d.mean() + half], atol=0.1 * half)
     assert (row["won"], row["n"], row["unit"], row["n_needed"]) == (np.mean(d > 0), 20, "perturbation", 6)
@@ -92,19 +94,17 @@ def test_too_few_perturbations_say_how_many_are_needed():
     assert only(compare(six, ceiling_of(six), metrics=METRIC))["verdict"] == "better"
 
 
-def test_mixed_where_the_typical_and_the_average_perturbation_disagree():
-    # wins a little almost everywhere, loses everything twice
-    base = np.linspace(0.5, 0.6, 24)
-    mine = base + 0.01
-    mine[:2] -= 2.0
-    results = frame({"mine": mine, "base": base})
-    row = only(compare(results, ceiling_of(results), metrics=METRIC))
-    assert row["p_holm"] < 0.05
-    assert row["difference"] < 0 < row["won"] - 0.5
-    assert row["verdict"] == "mixed"
+@pytest.mark.parametrize(("p", "low", "high", "expected"), [
+    (0.03, 0.1, 0.4, "better"), (0.03, -0.4, -0.1, "worse"), (0.03, -0.1, 0.9, "mixed"),
+    (0.06, 0.1, 0.4, "no difference shown"),
+])  # fmt: skip
+def test_a_verdict_needs_the_test_and_the_interval(p, low, high, expected):
+    row = {"n": 8, "n_needed": 6, "unit": "context", "p_adjusted": p, "low": low, "high": high}
+    assert _compare.verdict_of(pd.Series(row)) == expected
+    assert _compare.verdict_of(pd.Series(row | {"n": 5, "p_adjusted": 0.0625})) == "too few contexts to tell"
 
 
-def test_holm_runs_over_models_and_metrics_but_not_over_baselines():
+def test_the_correction_runs_over_models_and_metrics_but_not_over_baselines():
     rng = np.random.default_rng(0)
     names = ["m1", "m2", "base1", "base2", "ControlMean"]
     results = frame({name: rng.uniform(0.2, 0.5, 12) for name in names})
@@ -112,15 +112,35 @@ def test_holm_runs_over_models_and_metrics_but_not_over_baselines():
     results["is_baseline"] = ~results["model"].isin(["m1", "m2"])
     ceiling = ceiling_of(results).assign(r2_de=0.9, r2_de_low=0.85)
     table = compare(results, ceiling, metrics=["pearson_effect", "r2_de"])
+    values = results.set_index(["model", "perturbation"])
     best = table[table["reference"] == "best baseline"]
     assert sorted(best["model"].unique()) == ["m1", "m2"]
-    smallest = best["p"].idxmin()
-    assert table.loc[smallest, "p_holm"] == pytest.approx(min(1, 4 * table.loc[smallest, "p"]))
     baselines = table[table["model"].isin(["base1", "base2"])]
     assert set(baselines["reference"]) == {"no change"}
-    smallest = baselines["p"].idxmin()
-    assert table.loc[smallest, "p_holm"] == pytest.approx(min(1, 4 * table.loc[smallest, "p"]))
+    models = table[table["model"].isin(["m1", "m2"]) & (table["reference"] == "no change")]
+    for rows in (best, baselines, models):  # families, in each of which the same signs are used for all
+        pairs = [values.loc[r.model, r.metric] - values.loc[r.reference_model, r.metric] for r in rows.itertuples()]
+        p, corrected = flip_test(np.column_stack(pairs))
+        np.testing.assert_allclose(rows["p"], p)
+        np.testing.assert_allclose(rows["p_adjusted"], corrected)
     assert not (table["model"] == "ControlMean").any()
+
+
+def test_units_are_aligned_where_models_were_scored_on_others():
+    """A sign is the sign of a perturbation, whatever the order and number of those that a model has."""
+    rng = np.random.default_rng(4)
+    base = rng.uniform(0.2, 0.5, 10)
+    shift = rng.normal(0.1, 0.1, 10)
+    results = frame({"one": base + shift, "copy": base + shift, "part": base + shift, "base": base})
+    results.loc[(results["model"] == "part") & results["perturbation"].isin(["P000", "P001"]), "pearson_effect"] = (
+        np.nan
+    )
+    results = results.sample(frac=1, random_state=1)
+    table = compare(results, ceiling_of(results), metrics=METRIC).set_index("model")
+    assert table.loc["part", "n"] == 8
+    alone = compare(results[results["model"] != "copy"], ceiling_of(results), metrics=METRIC).set_index("model")
+    assert table.loc["one", "p_adjusted"] == alone.loc["one", "p_adjusted"]
+    assert table.loc["part", "p"] == pytest.approx(flip_test(shift[2:, None])[0][0])
 
 
 def test_contexts_of_a_perturbation_are_one_unit():
@@ -132,7 +152,7 @@ def test_contexts_of_a_perturbation_are_one_unit():
     results = frame({"mine": mine, "base": base}, contexts=pairs)
     row = only(compare(results, ceiling_of(results), metrics=METRIC))
     assert (row["n"], row["unit"]) == (8, "perturbation")
-    assert row["p"] == pytest.approx(stats.wilcoxon(effect).pvalue)
+    assert row["p"] == pytest.approx(flip_test(effect[:, None])[0][0])
     alone = frame({"mine": 0.4 + effect, "base": np.full(8, 0.4)})
     apart = only(compare(alone, ceiling_of(alone), metrics=METRIC))
     np.testing.assert_allclose([row["low"], row["high"]], [apart["low"], apart["high"]])
@@ -156,7 +176,7 @@ def test_leaks_and_failures_are_not_judged():
     table = compare(results, ceiling_of(results), metrics=METRIC)
     assert only(table, "cheat")["verdict"] == "leak, not judged"
     assert only(table, "broken")["verdict"] == "not scored"
-    assert only(table)["p_holm"] == only(table)["p"]  # neither of the two is a test to correct for
+    assert only(table)["p_adjusted"] == only(table)["p"]  # neither of the two is a test to correct for
     clean = compare(results[results["model"].isin(["mine", "base"])], ceiling_of(results), metrics=METRIC)
     pd.testing.assert_series_equal(only(table), only(clean), check_names=False)
 
@@ -182,5 +202,5 @@ def test_same_seed_same_table(frames):
     shuffled = results.sample(frac=1, random_state=0)
     keys = ["model", "metric", "reference"]
     first, second = (compare(r, ceiling).set_index(keys).sort_index() for r in (results, shuffled))
-    np.testing.assert_allclose(first["p_holm"], second["p_holm"])
+    np.testing.assert_allclose(first["p_adjusted"], second["p_adjusted"])
     np.testing.assert_allclose(first["difference"], second["difference"])

@@ -177,8 +177,8 @@ def test_verdicts_claim_no_more_than_was_shown(frames):
     assert "no difference shown on 5" in long
     short, long = words(n_perturbations=5, n_null=0, seeds=(0,))
     assert short.startswith("Too few perturbations to tell")
-    assert "With 5 perturbations no corrected p below 0.05 is possible; 8 would be needed." in long
-    assert "wins 5 of 5, p = 0.062 before correction" in long
+    assert "With 5 perturbations no p below 0.05 is possible; 6 would be needed." in long
+    assert "wins 5 of 5, p = 0.062.)" in long
     short, long = words(n_perturbations=1, n_null=0, contexts=tuple("abcdefghi"), seeds=(0,))
     assert short.startswith("Shown to be better")  # nine contexts of one perturbation, which are the pairs then
     assert words(models={"PerturbedMean": (True, 0.3)}) == (

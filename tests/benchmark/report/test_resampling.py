@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scvi_causal.benchmark._resampling import (
-    benjamini_hochberg,
-    bootstrap_means,
-    holm,
-    interval,
-    pairs_needed,
-    signed_rank,
-)
+from scvi_causal.benchmark._resampling import benjamini_hochberg, bootstrap_means, interval
 
 
 def test_bootstrap_has_the_variance_of_the_plug_in_mean():
@@ -57,38 +50,6 @@ def test_interval_covers_the_truth_also_for_few_perturbations(n):
 
 def test_interval_of_one_cluster_is_not_known():
     assert np.isnan(interval(np.ones(10), 1)).all()
-
-
-def test_signed_rank_in_closed_form():
-    assert signed_rank(np.arange(1.0, 7.0)) == (pytest.approx(2 / 64), 6)
-    # all but the smallest: W = 1, two of 2^6 sign patterns are as extreme on either side
-    assert signed_rank(np.array([-1.0, 2, 3, 4, 5, 6]))[0] == pytest.approx(4 / 64)
-    assert signed_rank(np.zeros(5)) == (1.0, 0)
-    assert signed_rank(np.array([0.0, 0.0, 1.0, 2.0])) == (
-        pytest.approx(0.5),
-        2,
-    )  # pairs without a difference say nothing
-
-
-@pytest.mark.parametrize("n_tests", [1, 2, 8, 40, 500])
-def test_pairs_needed_is_the_first_number_that_can_be_significant(n_tests):
-    n = pairs_needed(n_tests)
-    assert n_tests * signed_rank(np.arange(1.0, n + 1))[0] < 0.05
-    assert n_tests * signed_rank(np.arange(1.0, n))[0] >= 0.05
-
-
-def test_holm_rejects_what_the_step_down_rejects():
-    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, np.nan]), [0.03, 0.06, 0.06, np.nan])
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        p = rng.beta(0.3, 3.0, 12)
-        rejected = np.zeros(12, dtype=bool)
-        for step, i in enumerate(np.argsort(p)):
-            if p[i] * (12 - step) >= 0.05:
-                break
-            rejected[i] = True
-        np.testing.assert_array_equal(holm(p) < 0.05, rejected)
-    assert (holm(np.full(3, 0.9)) == 1).all()
 
 
 def test_benjamini_hochberg_by_hand():

@@ -35,7 +35,7 @@ def verdict(found: Findings) -> str:
     if winners:
         return f"Shown to be better than the best simple baseline: {fmt.joined(winners)}."
     if all(rows["verdict"].str.startswith("too few").all() for rows in judged.values()):
-        return f"Too few {found.unit}s to tell: with so few, no result could be significant after correction for many tests."
+        return f"Too few {found.unit}s to tell: with so few, no result could be significant."
     return "No model was shown to be better than the best simple baseline on any metric of the table."
 
 
@@ -72,9 +72,9 @@ def _wins(found: Findings, rows: pd.DataFrame) -> str:
     row = few.sort_values(["won", "n"]).iloc[-1]
     ahead, n = int((few["difference"] > 0).sum()), int(row["n"])
     return (
-        f"(With {plural(n, found.unit)} no corrected p below 0.05 is possible; {int(row['n_needed'])} would be needed. It is "
+        f"(With {plural(n, found.unit)} no p below 0.05 is possible; {int(row['n_needed'])} would be needed. It is "
         f"ahead on {ahead} of these {len(few)}; at its best, on {plain(title_of(row['metric']))}, it wins "
-        f"{fmt.share(row['won'], n)}, p = {fmt.p_value(row['p'])} before correction.)"
+        f"{fmt.share(row['won'], n)}, p = {fmt.p_value(row['p'])}.)"
     )
 
 
