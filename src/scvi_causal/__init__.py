@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .model import (
         GIM,
         SCCVAE,
+        VCI,
         Additive,
         ControlMean,
         LinearEffect,
@@ -24,11 +25,12 @@ except PackageNotFoundError:  # run from the sources, without an installation
     __version__ = "0+unknown"
 
 _NAMESPACES = ("benchmark", "data", "datasets", "effects", "metrics", "model", "pl")
-_MODELS = ("GIM", "SCCVAE", "Additive", "ControlMean", "LinearEffect", "NearestPerturbation", "PerturbedMean")
+_MODELS = ("GIM", "SCCVAE", "VCI", "Additive", "ControlMean", "LinearEffect", "NearestPerturbation", "PerturbedMean")
 
 __all__ = [
     "GIM",
     "SCCVAE",
+    "VCI",
     "Additive",
     "ControlMean",
     "LinearEffect",

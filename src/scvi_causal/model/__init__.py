@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .baselines import Additive, ControlMean, LinearEffect, NearestPerturbation, PerturbedMean
     from .gim import GIM
     from .sccvae import SCCVAE
+    from .vci import VCI
 
 _HOME = {
     "CausalModel": "base",
@@ -22,11 +23,13 @@ _HOME = {
     "PerturbedMean": "baselines",
     "GIM": "gim",
     "SCCVAE": "sccvae",
+    "VCI": "vci",
 }
 
 __all__ = [
     "GIM",
     "SCCVAE",
+    "VCI",
     "Additive",
     "CausalModel",
     "CausalModule",

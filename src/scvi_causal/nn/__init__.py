@@ -14,7 +14,16 @@ from scvi_causal.nn._acyclicity import (
 from scvi_causal.nn._graph import break_cycles, random_dag_mask
 from scvi_causal.nn._interventions import hard_mean, hard_moments, log_marginal, responsibility, shift_moments
 from scvi_causal.nn._likelihoods import AbductedCounts, nb_log_likelihood
-from scvi_causal.nn._losses import gaussian_mmd, kl_standard_normal
+from scvi_causal.nn._losses import (
+    gaussian_mmd,
+    grouped_energy_distance,
+    kernel_density_loss,
+    kl_normal,
+    kl_standard_normal,
+    matched_log_kernel,
+    published_divergence,
+)
+from scvi_causal.nn._masks import kl_bernoulli, straight_through_bernoulli
 from scvi_causal.nn._sem import DenseSEM, SparseSEM
 
 __all__ = [
@@ -25,17 +34,24 @@ __all__ = [
     "break_cycles",
     "gaussian_mmd",
     "greedy_dag",
+    "grouped_energy_distance",
     "hard_mean",
     "hard_moments",
+    "kernel_density_loss",
+    "kl_bernoulli",
+    "kl_normal",
     "kl_standard_normal",
     "log_determinant",
     "log_marginal",
+    "matched_log_kernel",
     "nb_log_likelihood",
     "polynomial",
+    "published_divergence",
     "random_dag_mask",
     "responsibility",
     "shift_moments",
     "spectral_radius",
+    "straight_through_bernoulli",
     "topological_order",
     "trace_exponential",
 ]

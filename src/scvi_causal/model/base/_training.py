@@ -161,6 +161,7 @@ class TrainingMixin:
         self._before_training(getattr(datamodule, "train_idx", None))
         plan_kwargs = merge_kwargs(plan_config, plan_kwargs, name="plan")
         plan = self._training_plan_cls(self.module, **{**self._plan_defaults, **plan_kwargs})
+        keep_best = self._keeps_best(datamodule) if keep_best is None else keep_best
         trainer_kwargs = self._trainer_kwargs(trainer_kwargs, trainer_config, early_stopping, keep_best)
         self._train_runner_cls(
             self,
@@ -176,6 +177,10 @@ class TrainingMixin:
         if self.adata is not None:
             self._record_training()
         self._after_training()
+
+    def _keeps_best(self, datamodule: pl.LightningDataModule) -> bool | None:
+        """Hook for what ``keep_best=None`` means; ``None`` is with early stopping only."""
+        return None
 
     def _before_training(self, train_idx: np.ndarray | None) -> None:
         """Hook for what a method estimates from the training cells before the first step."""

@@ -1,0 +1,395 @@
+"""The networks of VCI, its objective, and its counterfactuals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from scvi import REGISTRY_KEYS
+from scvi.distributions import NegativeBinomial
+from scvi.module.base import LossOutput, auto_move_data
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from scvi_causal._constants import CAUSAL_KEYS, NORMALIZED_TOTAL
+from scvi_causal.model.base import CounterfactualOutput
+from scvi_causal.model.base._expression import ExpressionModule
+from scvi_causal.model.vci._blocks import CovariateCode, TreatmentCode, mlp
+from scvi_causal.model.vci._options import IN_BATCH, RECOMMENDED, VCIOptions
+from scvi_causal.model.vci._populations import discriminator_loss, distribution_loss
+from scvi_causal.nn import AbductedCounts, kl_normal, nb_log_likelihood, published_divergence
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scvi_causal.model.vci._treatments import TreatmentTable
+
+_LOWEST_SCALE = 1e-3
+_VALIDATION_SEED = 0
+
+
+class Outcome(NamedTuple):
+    """Parameters of the outcome of cells."""
+
+    location: Tensor
+    """(cells, genes), for counts on the scale of log1p of counts per 10,000."""
+    dispersion: Tensor
+    """(genes,) or (cells, genes): inverse dispersion of counts, or standard deviation."""
+
+
+class VCIModule(ExpressionModule):
+    r"""Encoder :math:`q(z \mid y, t, x)`, decoder :math:`p(y \mid z, t)`, and the bound on the likelihood of a counterfactual.
+
+    A subclass changes the encoder by :meth:`_build_encoder` and :meth:`_posterior`, the decoder by :meth:`_build_decoder`,
+    :meth:`_decoder_hidden` and :meth:`_outcome_head`. What is the same for all cells of a step belongs into :meth:`_per_step`,
+    which is called once per step, and whose result :meth:`encode` and :meth:`decode` hand on.
+
+    Parameters
+    ----------
+    n_genes, n_batch, n_categories, n_continuous
+        Sizes of the data: genes, batches, categories of each categorical covariate, continuous covariates.
+    one_hot, features
+        Of the tokens of the vocabulary, see :class:`TreatmentCode`.
+    gene_likelihood
+        ``"nb"`` for counts or ``"normal"``.
+    log_normalize
+        Whether the data are counts, so that networks see log1p of counts per 10,000.
+    options
+        All else.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        one_hot: Tensor,
+        features: Tensor | None = None,
+        n_batch: int = 1,
+        n_categories: Sequence[int] = (),
+        n_continuous: int = 0,
+        *,
+        gene_likelihood: Literal["nb", "normal"] = "nb",
+        log_normalize: bool = True,
+        options: VCIOptions = RECOMMENDED,
+    ):
+        super().__init__()
+        self.n_genes, self.options = n_genes, options
+        self.gene_likelihood, self.log_normalize = gene_likelihood, log_normalize
+        self.scale = "counts" if gene_likelihood == "nb" else "log1p" if log_normalize else "continuous"
+        self.treatment_code = TreatmentCode(one_hot, features, control_column=options.treatments == "published")
+        self.covariate_code = CovariateCode(n_batch, n_categories, n_continuous, options.n_covariate)
+        self.outcome_embedding = nn.Sequential(nn.Linear(n_genes, options.n_outcome), nn.ReLU())
+        self.n_parameters = 2 if options.cell_dispersion else 1
+        self.dispersion = None if options.cell_dispersion else nn.Parameter(torch.zeros(n_genes))
+        self._build_encoder(options.n_outcome + self.treatment_code.n_code + self.covariate_code.n_code)
+        self._build_decoder(options.n_latent + self.treatment_code.n_code)
+        self.discriminator = None
+        if options.distribution_loss == "discriminator":
+            self.discriminator = mlp(
+                [n_genes + self.treatment_code.n_code + self.covariate_code.n_code, 256, 64, 1], "none"
+            )
+        self.frozen_encoder = None
+        if options.second_encoder == "frozen":
+            self.frozen_encoder = self._copy_encoder()
+        self.table: TreatmentTable | None = None
+
+    # ------------------------------------------------------------------ what a subclass may change
+
+    def _build_encoder(self, n_input: int) -> None:
+        """Make ``self.encoder``, from [outcome; treatment; covariates] to what :meth:`_posterior` takes."""
+        o = self.options
+        sizes = [n_input] + [o.n_hidden] * o.n_layers
+        head = nn.Linear(o.n_hidden, 2 * o.n_latent)
+        body = mlp(sizes, o.normalization, o.dropout_rate, activate_last=True)
+        self.encoder = nn.ModuleDict({"body": body, "head": head})
+
+    def _posterior(self, encoder: nn.Module, hidden_input: Tensor, step: dict) -> tuple[Tensor, Tensor]:
+        """Mean and raw scale of z, (cells, n_latent) each, by an encoder (the live one or its frozen copy)."""
+        mean, raw = encoder["head"](encoder["body"](hidden_input)).chunk(2, dim=1)
+        return mean, raw
+
+    def _build_decoder(self, n_input: int) -> None:
+        """Make the layers of the decoder, from [z; treatment] to the parameters of the outcome."""
+        o = self.options
+        self.decoder = mlp([n_input] + [o.n_hidden] * o.n_layers, o.normalization, o.dropout_rate, activate_last=True)
+        self.decoder_head = nn.Linear(o.n_hidden, self.n_parameters * self.n_genes)
+
+    def _decoder_hidden(self, z: Tensor, treatment: Tensor) -> Tensor:
+        """(cells, n_hidden) what :meth:`_outcome_head` takes."""
+        return self.decoder(torch.cat([z, treatment], 1))
+
+    def _outcome_head(self, hidden: Tensor, step: dict) -> list[Tensor]:
+        """``n_parameters`` raw parameters of the outcome, (cells, genes) each."""
+        return list(self.decoder_head(hidden).chunk(self.n_parameters, dim=1))
+
+    def _per_step(self) -> dict:
+        """What is the same for all cells, such as the code of a graph: computed once, used by encoder and decoder."""
+        return {}
+
+    # ------------------------------------------------------------------ encoder and decoder
+
+    def encode(
+        self, expression: Tensor, treatment: Tensor, covariates: Tensor, step: dict, frozen: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, (cells, n_latent) each, of z.
+
+        Parameters
+        ----------
+        expression
+            (cells, genes) outcome, as :meth:`log_expression` gives it.
+        treatment, covariates
+            (cells, ...) codes.
+        step
+            From :meth:`_per_step`.
+        frozen
+            Whether the frozen copy encodes.
+        """
+        hidden_input = torch.cat([self.outcome_embedding(expression), treatment, covariates], 1)
+        encoder = self.frozen_encoder if frozen else self.encoder
+        mean, raw = self._posterior(encoder, hidden_input, step)
+        if self.options.relu_heads:
+            mean, raw = F.relu(mean), F.relu(raw)
+        return mean, F.softplus(raw) + _LOWEST_SCALE
+
+    def decode(self, z: Tensor, treatment: Tensor, step: dict) -> Outcome:
+        """Outcome of cells with latent state z under treatments (codes)."""
+        raw = self._outcome_head(self._decoder_hidden(z, treatment), step)
+        location = F.softplus(raw[0]) if self.gene_likelihood == "nb" else raw[0]
+        dispersion = raw[1] if self.dispersion is None else self.dispersion
+        return Outcome(location, F.softplus(dispersion) + _LOWEST_SCALE)
+
+    def _copy_encoder(self) -> nn.Module:
+        import copy
+
+        frozen = copy.deepcopy(self.encoder)
+        return frozen.requires_grad_(False)
+
+    @torch.no_grad()
+    def end_epoch(self) -> None:
+        """Give the frozen encoder the parameters of the live one; the plan calls this after each epoch."""
+        if self.frozen_encoder is not None:
+            for old, new in zip(self.frozen_encoder.parameters(), self.encoder.parameters(), strict=True):
+                old.copy_(new)
+
+    # ------------------------------------------------------------------ scvi-tools' grammar
+
+    def _get_inference_input(self, tensors: dict[str, Tensor], **_: object) -> dict:
+        tokens = self.treatment_code.vocabulary()
+        library = self.library(tensors)
+        return {
+            "expression": self.log_expression(tensors[REGISTRY_KEYS.X_KEY], library),
+            "treatment": self.treatment_code(tensors[CAUSAL_KEYS.PERTURBATION].float(), tokens),
+            "covariates": self.covariate_code(tensors),
+            "tokens": tokens,
+            "step": self._per_step(),
+        }
+
+    def _generator(self, device: torch.device) -> torch.Generator | None:
+        """Validation draws the same numbers in every epoch, so that epochs can be compared."""
+        return None if self.training else torch.Generator(device).manual_seed(_VALIDATION_SEED)
+
+    @auto_move_data
+    def inference(self, expression: Tensor, treatment: Tensor, covariates: Tensor, tokens: Tensor, step: dict) -> dict:
+        """Factual posterior, and ``n_draws`` draws from it, stacked."""
+        mean, scale = self.encode(expression, treatment, covariates, step)
+        shape = (self.options.n_draws, *mean.shape)
+        noise = torch.randn(shape, generator=self._generator(mean.device), device=mean.device, dtype=mean.dtype)
+        return {
+            "qz_mean": mean,
+            "qz_scale": scale,
+            "z": (mean + scale * noise).flatten(0, 1),
+            "expression": expression,
+            "treatment": treatment,
+            "covariates": covariates,
+            "tokens": tokens,
+            "step": step,
+        }
+
+    def _get_generative_input(self, tensors: dict[str, Tensor], inference_outputs: dict) -> dict:
+        if self.table is None:
+            raise ValueError("The losses of VCI need its treatment table, which model.train() makes.")
+        cells = tensors[CAUSAL_KEYS.INDICES].reshape(-1).long()
+        stratum, own = self.table.stratum_of_cell[cells], self.table.treatment_of_cell[cells]
+        generator = self._generator(cells.device)
+        if self.options.distribution_loss in IN_BATCH:
+            drawn = self.table.draw_from_batch(stratum, own, self.options.cells_per_target, generator)
+        else:
+            drawn = self.table.draw(stratum, self.options.cells_per_target, generator)
+        return {
+            **inference_outputs,
+            "target": self.treatment_code(self.table.dosage[drawn], inference_outputs["tokens"]),
+            "asked": stratum * self.table.n_treatments + drawn,
+            "received": torch.where(own >= 0, stratum * self.table.n_treatments + own, -1),
+        }
+
+    @auto_move_data
+    def generative(
+        self,
+        z: Tensor,
+        expression: Tensor,
+        treatment: Tensor,
+        target: Tensor,
+        covariates: Tensor,
+        step: dict,
+        asked: Tensor,
+        received: Tensor,
+        **_: object,
+    ) -> dict:
+        """Outcome under the own treatment and under the target, and the posterior that the latter leads to."""
+        n_draws, n_cells = len(z) // len(treatment), len(treatment)
+        factual = self.decode(z, treatment.repeat(n_draws, 1), step)
+        counterfactual = self.decode(z[:n_cells], target, step)
+        outcome = self.counterfactual_expression(expression, factual, counterfactual)
+        frozen = self.frozen_encoder is not None
+        mean, scale = self.encode(outcome, target, covariates, step, frozen=frozen)
+        return {
+            "factual": factual,
+            "counterfactual": counterfactual,
+            "outcome": outcome,
+            "counterfactual_mean": mean,
+            "counterfactual_scale": scale,
+            "expression": expression,
+            "covariates": covariates,
+            "treatment": treatment,
+            "target": target,
+            "asked": asked,
+            "received": received,
+        }
+
+    def counterfactual_expression(self, expression: Tensor, factual: Outcome, counterfactual: Outcome) -> Tensor:
+        """(cells, genes) y', the outcome under the target on the scale that the encoder sees.
+
+        ``"abducted"``: the cell's own expression, changed by what the decoder changes, so that it keeps its noise;
+        ``"mean"``: what the decoder expects; ``"sample"`` (of a Gaussian): a draw.
+        """
+        n_cells, kind = len(expression), self.options.outcome
+        if kind == "abducted":
+            shifted = expression + counterfactual.location - factual.location[:n_cells]
+            return F.relu(shifted) if self.log_normalize else shifted
+        if kind == "sample":
+            location = counterfactual.location
+            noise = torch.randn(location.shape, generator=self._generator(location.device), device=location.device)
+            return location + counterfactual.dispersion * noise
+        return counterfactual.location
+
+    def log_likelihood(self, x: Tensor, expression: Tensor, outcome: Outcome, library: Tensor) -> Tensor:
+        """(cells,) mean over genes of the log likelihood of cells."""
+        if self.gene_likelihood == "normal":
+            return Normal(outcome.location, outcome.dispersion, validate_args=False).log_prob(expression).mean(1)
+        mean = self.rate(outcome.location) * (library / NORMALIZED_TOTAL)
+        if outcome.dispersion.ndim == 1:
+            return nb_log_likelihood(x, mean, outcome.dispersion) / self.n_genes
+        return NegativeBinomial(mean, outcome.dispersion, validate_args=False).log_prob(x).mean(1)
+
+    def loss(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict,
+        generative_outputs: dict,
+        reconstruction_weight: float = 1.0,
+        distribution_weight: float = 1.0,
+        divergence_weight: float = 0.1,
+    ) -> LossOutput:
+        """The negative bound: reconstruction, distribution of counterfactuals, divergence of the two posteriors.
+
+        Parameters
+        ----------
+        reconstruction_weight, distribution_weight, divergence_weight
+            The three omegas of the paper. The first two terms are means over genes, the third a sum over latent dimensions.
+        """
+        x, library = tensors[REGISTRY_KEYS.X_KEY], self.library(tensors)
+        n_draws, expression = self.options.n_draws, inference_outputs["expression"]
+        factual = generative_outputs["factual"]
+        reconstruction = -self.log_likelihood(
+            x.repeat(n_draws, 1), expression.repeat(n_draws, 1), factual, library.repeat(n_draws, 1)
+        )
+        reconstruction = reconstruction.view(n_draws, -1).mean(0)
+        distribution = distribution_loss(self, generative_outputs, library)
+        divergence = published_divergence if self.options.divergence == "published" else kl_normal
+        posterior = inference_outputs["qz_mean"], inference_outputs["qz_scale"]
+        other = generative_outputs["counterfactual_mean"], generative_outputs["counterfactual_scale"]
+        kl = divergence(*posterior, *other).sum(1)
+        loss = (
+            reconstruction_weight * reconstruction.mean()
+            + distribution_weight * distribution
+            + divergence_weight * kl.mean()
+        )
+        return LossOutput(
+            loss=loss,
+            reconstruction_loss=reconstruction,
+            kl_local=kl,
+            extra_metrics={"distribution_loss": distribution},
+        )
+
+    def discriminator_loss(self, generative_outputs: dict) -> Tensor:
+        """Loss of the discriminator alone; what it is fed is detached from the networks that made it."""
+        return discriminator_loss(self, generative_outputs)
+
+    # ------------------------------------------------------------------ counterfactuals
+
+    @auto_move_data
+    def latent(
+        self, tensors: dict[str, Tensor], *, give_mean: bool = True, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """(cells, n_latent) state of cells, given what they received."""
+        inputs = self._get_inference_input(tensors)
+        mean, scale = self.encode(inputs["expression"], inputs["treatment"], inputs["covariates"], inputs["step"])
+        return mean if give_mean else mean + scale * _normal_like(mean, generator)
+
+    def inference_step(self) -> dict:
+        """What :meth:`_per_step` gives, for predictions; a subclass may keep it between batches."""
+        return self._per_step()
+
+    @auto_move_data
+    def counterfactual(
+        self,
+        tensors: dict[str, Tensor],
+        dosage: Tensor,
+        token_inputs: dict[str, Tensor],
+        *,
+        sample_latent: bool = False,
+        sample_parameters: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> CounterfactualOutput:
+        """Abduct z (and the noise) of cells from what they are and received, then decode under the target."""
+        x, library, step = tensors[REGISTRY_KEYS.X_KEY], self.library(tensors), self.inference_step()
+        expression, covariates = self.log_expression(x, library), self.covariate_code(tensors)
+        own_dosage = tensors[CAUSAL_KEYS.PERTURBATION].float()
+        own = self.treatment_code(own_dosage, self.treatment_code.vocabulary())
+        target_tokens = self.treatment_code.tokens(token_inputs["one_hot"], token_inputs.get("features"))
+        target = self.treatment_code(dosage.float(), target_tokens)
+        mean, scale = self.encode(expression, own, covariates, step)
+        z = mean + scale * _normal_like(mean, generator) if sample_latent else mean
+        after = self.decode(z, target, step)
+        if not self.options.keep_noise:
+            return self._predictive(after, library, z)
+        before = self.decode(z, own, step)
+        if self.gene_likelihood == "nb" and before.dispersion.ndim == 1:
+            to_counts = library / NORMALIZED_TOTAL
+            rates = self.rate(before.location) * to_counts, self.rate(after.location) * to_counts
+            counts = AbductedCounts(x, *rates, after.dispersion)
+            return CounterfactualOutput(mean=counts.mean, distribution=counts, latent=z)
+        if self.gene_likelihood == "nb":
+            return self._predictive(after, library, z)
+        residual = (expression - before.location) * (after.dispersion / before.dispersion)
+        shifted = after.location + residual
+        return CounterfactualOutput(mean=shifted.clamp_min(0.0) if self.log_normalize else shifted, latent=z)
+
+    def treatment_vectors(self, dosage: Tensor, token_inputs: dict[str, Tensor]) -> Tensor:
+        """(n, d) what the first layer of the decoder makes of treatments, given as dosages over tokens."""
+        tokens = self.treatment_code.tokens(token_inputs["one_hot"], token_inputs.get("features"))
+        code = self.treatment_code(dosage, tokens)
+        return code @ self.decoder[0].weight[:, self.options.n_latent :].T
+
+    def _predictive(self, outcome: Outcome, library: Tensor, z: Tensor) -> CounterfactualOutput:
+        """The distribution that the decoder gives, without the noise of the source cell (as published)."""
+        if self.gene_likelihood == "nb":
+            mean = self.rate(outcome.location) * (library / NORMALIZED_TOTAL)
+            distribution = NegativeBinomial(mean, outcome.dispersion.expand_as(mean), validate_args=False)
+            return CounterfactualOutput(mean=mean, distribution=distribution, latent=z)
+        distribution = Normal(outcome.location, outcome.dispersion.expand_as(outcome.location), validate_args=False)
+        return CounterfactualOutput(mean=outcome.location, distribution=distribution, latent=z)
+
+
+def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
