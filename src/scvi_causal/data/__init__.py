@@ -13,6 +13,7 @@ from ._perturbations import (
     parse_dosages,
     parse_label,
 )
+from ._quality import annotate_quality, describe_quality
 from ._simulate import (
     DrugSimulation,
     Simulation,
@@ -31,12 +32,14 @@ __all__ = [
     "DrugSimulation",
     "Simulation",
     "Vocabulary",
+    "annotate_quality",
     "assign_split",
     "canonical_labels",
     "condition_codes",
     "control_mask",
     "corrupt_grn",
     "degree_matched_random_grn",
+    "describe_quality",
     "describe_split",
     "fields",
     "grn_from_adjacency",
