@@ -75,3 +75,24 @@ def test_degenerate_populations():
         effect_test(np.where(np.eye(10, 4) * [[0, 0, 1, 0]], np.nan, same), same)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         effect_test(same, same, n_permutations=0)
+
+
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix])
+@pytest.mark.parametrize(("n", "m", "n_genes"), [(5, 7, 400), (40, 90, 300), (60, 240, 50)])
+def test_single_precision_decides_as_double_does(monkeypatch, form, n, m, n_genes):
+    """From products of cells and from sums, with ties, and with a depth that all genes share."""
+    rng = np.random.default_rng(n)
+    level = rng.gamma(1.0, 0.5, n_genes)
+    cells = [(form(counts(rng, n, level)), form(counts(rng, m, level * 1.05))) for _ in range(4)]
+    cells.append(tuple(form(np.round(rng.random((k, n_genes)))) for k in (n, m)))  # arrangements that are equal
+    cells.append(tuple(form(1e6 + rng.random((k, n_genes))) for k in (n, m)))  # far from zero
+    fast = [effect_test(*pair, seed=1) for pair in cells]
+    computed = []
+    exact = _effect_test._statistic
+    monkeypatch.setattr(
+        _effect_test, "_statistic", lambda labels, *rest: computed.append(len(labels)) or exact(labels, *rest)
+    )
+    assert fast == [effect_test(*pair, seed=1) for pair in cells]
+    assert sum(computed) < 0.2 * 499 * len(cells)  # most are decided in single precision
+    monkeypatch.setattr(_effect_test, "_NEAR", np.inf)  # all in double precision
+    assert fast == [effect_test(*pair, seed=1) for pair in cells]
