@@ -10,13 +10,16 @@ if TYPE_CHECKING:
     from . import benchmark, data, datasets, effects, metrics, model, pl
     from .model import (
         GIM,
+        SAMSVAE,
         SCCVAE,
         VCI,
         Additive,
         ControlMean,
+        GraphVCI,
         LinearEffect,
         NearestPerturbation,
         PerturbedMean,
+        refine_grn,
     )
 
 try:
@@ -25,14 +28,28 @@ except PackageNotFoundError:  # run from the sources, without an installation
     __version__ = "0+unknown"
 
 _NAMESPACES = ("benchmark", "data", "datasets", "effects", "metrics", "model", "pl")
-_MODELS = ("GIM", "SCCVAE", "VCI", "Additive", "ControlMean", "LinearEffect", "NearestPerturbation", "PerturbedMean")
-
-__all__ = [
+_FROM_MODEL = (
     "GIM",
+    "SAMSVAE",
     "SCCVAE",
     "VCI",
     "Additive",
     "ControlMean",
+    "GraphVCI",
+    "LinearEffect",
+    "NearestPerturbation",
+    "PerturbedMean",
+    "refine_grn",
+)
+
+__all__ = [
+    "GIM",
+    "SAMSVAE",
+    "SCCVAE",
+    "VCI",
+    "Additive",
+    "ControlMean",
+    "GraphVCI",
     "LinearEffect",
     "NearestPerturbation",
     "PerturbedMean",
@@ -43,6 +60,7 @@ __all__ = [
     "metrics",
     "model",
     "pl",
+    "refine_grn",
 ]
 
 
@@ -50,7 +68,7 @@ def __getattr__(name: str):
     """Import models and namespaces when they are first used: scvi-tools takes seconds to import."""
     if name in _NAMESPACES:
         return import_module(f"{__name__}.{name}")
-    if name in _MODELS:
+    if name in _FROM_MODEL:
         found = getattr(import_module(f"{__name__}.model"), name)
         globals()[name] = found
         return found

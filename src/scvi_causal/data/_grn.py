@@ -51,6 +51,8 @@ def _check_frame(df: object) -> pd.DataFrame:
             f"The GRN lacks the column{'s' * (len(missing) > 1)} {listed(missing)}; it has {listed(df.columns)}: "
             f"{_column_hint(df, missing)}."
         )
+    if "kept" in df.columns:
+        df = _only_kept(df)
     if not len(df):
         raise ValueError("The GRN has no edges: leave it out, or pass one with at least one edge.")
     absent = df["source"].isna() | df["target"].isna()
@@ -69,6 +71,17 @@ def _check_frame(df: object) -> pd.DataFrame:
             "each, e.g. with scvi_causal.data.grn_from_edges(df, duplicates='mean')."
         )
     return out
+
+
+def _only_kept(df: pd.DataFrame) -> pd.DataFrame:
+    """Edges that a refinement has kept; the others are in its table so that it can be read."""
+    kept = df["kept"].astype(bool)
+    if len(df) and not kept.any():
+        raise ValueError(
+            f"None of the {len(df):,} edges of the GRN is kept (its column 'kept' is False throughout): keep more with a lower "
+            "threshold or a larger n_edges, or drop that column."
+        )
+    return df[kept]
 
 
 def _check_weights(df: pd.DataFrame) -> np.ndarray:
@@ -111,7 +124,8 @@ def validate_grn(
     ----------
     df
         Edges with the columns ``source`` (regulator), ``target`` and, optionally, ``weight`` (1 by default; the sign says
-        activation or repression). Other columns are left out of the result.
+        activation or repression). Where there is a column ``kept`` (see :func:`scvi_causal.refine_grn`), only the edges it
+        marks count. Other columns are left out of the result.
     var_names
         Genes, matched with upper and lower case. Edges outside are dropped, and how many is logged. ``None`` keeps all.
     extra_nodes

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from .base import CausalModel, CausalModule, CounterfactualOutput
     from .baselines import Additive, ControlMean, LinearEffect, NearestPerturbation, PerturbedMean
     from .gim import GIM
+    from .samsvae import SAMSVAE
     from .sccvae import SCCVAE
-    from .vci import VCI
+    from .vci import VCI, GraphVCI, refine_grn
 
 _HOME = {
     "CausalModel": "base",
@@ -22,12 +23,16 @@ _HOME = {
     "NearestPerturbation": "baselines",
     "PerturbedMean": "baselines",
     "GIM": "gim",
+    "SAMSVAE": "samsvae",
     "SCCVAE": "sccvae",
     "VCI": "vci",
+    "GraphVCI": "vci",
+    "refine_grn": "vci",
 }
 
 __all__ = [
     "GIM",
+    "SAMSVAE",
     "SCCVAE",
     "VCI",
     "Additive",
@@ -35,9 +40,11 @@ __all__ = [
     "CausalModule",
     "ControlMean",
     "CounterfactualOutput",
+    "GraphVCI",
     "LinearEffect",
     "NearestPerturbation",
     "PerturbedMean",
+    "refine_grn",
 ]
 
 
