@@ -9,13 +9,11 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from scvi_causal import SCCVAE
+from scvi_causal.model.base._condition_effects import condition_effects, denoise
+from scvi_causal.model.base._ridge import left_out_residuals, ridge_on_features
 from scvi_causal.model.sccvae._moments import (
-    condition_effects,
     context_axes,
-    denoise,
     factorise,
-    left_out_residuals,
-    ridge_on_features,
     ridge_responses,
 )
 

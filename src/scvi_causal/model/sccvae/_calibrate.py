@@ -9,19 +9,19 @@ import torch
 from scvi import settings
 
 from scvi_causal.dataloaders import get_control_mask, get_strata
+from scvi_causal.model.base._condition_effects import condition_effects
 from scvi_causal.model.base._request import PredictOptions
 from scvi_causal.model.base._scales import to_log1p
 from scvi_causal.model.base._sources import SourceReader
 from scvi_causal.model.base._walk import evaluate, library_of
 from scvi_causal.model.sccvae._fit import response_noise
-from scvi_causal.model.sccvae._moments import condition_effects
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from scvi_causal.model.base._condition_effects import ConditionEffects
     from scvi_causal.model.sccvae._fit import Responses
     from scvi_causal.model.sccvae._model import SCCVAE
-    from scvi_causal.model.sccvae._moments import ConditionEffects
 
 _N_ROUNDS = 2
 _MOST_CELLS = 400  # per condition and round

@@ -10,17 +10,14 @@ import numpy as np
 import torch
 
 from scvi_causal.dataloaders import get_control_mask
+from scvi_causal.model.base._condition_effects import ConditionEffects, condition_effects, denoise
 from scvi_causal.model.base._group_moments import group_moments, iterate_expression
+from scvi_causal.model.base._ridge import left_out_residuals, ridge_on_features
 from scvi_causal.model.base._shrinkage import Shrunken, shrink_effects
 from scvi_causal.model.sccvae._features import expression_features
 from scvi_causal.model.sccvae._moments import (
-    ConditionEffects,
-    condition_effects,
     context_axes,
-    denoise,
     factorise,
-    left_out_residuals,
-    ridge_on_features,
     ridge_responses,
 )
 from scvi_causal.model.sccvae._network import fit_network
