@@ -23,13 +23,14 @@ from scvi_causal.nn._losses import (
     matched_log_kernel,
     published_divergence,
 )
-from scvi_causal.nn._masks import kl_bernoulli, straight_through_bernoulli
+from scvi_causal.nn._masks import MaskGradient, kl_bernoulli, straight_through_bernoulli
 from scvi_causal.nn._sem import DenseSEM, SparseSEM
 
 __all__ = [
     "ACYCLICITY",
     "AbductedCounts",
     "DenseSEM",
+    "MaskGradient",
     "SparseSEM",
     "break_cycles",
     "gaussian_mmd",
