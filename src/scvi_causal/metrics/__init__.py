@@ -11,6 +11,8 @@ from ._discrimination import discrimination
 from ._dispersion import gene_variance, pair_dispersion, variance_ratio
 from ._distances import energy_distance, fit_pca, median_bandwidth, mmd_squared, wasserstein_genes
 from ._effect_test import effect_test
+from ._grn import grn_auprc, grn_false_omission_rate, grn_wasserstein, score_grn
+from ._grn_pairs import pair_effects, rank_by_effect
 from ._moments import Moments, cell_moments
 from ._observed import ObservedPopulation
 from ._profiles import cosine_effect, mae, mse, mse_ratio, pearson_centred, pearson_effect, r2_score_genes, top_de_genes
@@ -40,6 +42,9 @@ __all__ = [
     "energy_distance",
     "fit_pca",
     "gene_variance",
+    "grn_auprc",
+    "grn_false_omission_rate",
+    "grn_wasserstein",
     "interval_coverage",
     "log1p_normalize",
     "mae",
@@ -53,12 +58,15 @@ __all__ = [
     "mse_weighted",
     "noise_ceiling",
     "pair_dispersion",
+    "pair_effects",
     "pearson_centred",
     "pearson_effect",
     "pit_values",
     "r2_score_genes",
     "r2_weighted",
+    "rank_by_effect",
     "score_counterfactual",
+    "score_grn",
     "split_controls",
     "top_de_genes",
     "variance_ratio",
