@@ -175,6 +175,8 @@ class TestScore:
         assert scores.index.get_level_values("n_edges").unique().tolist() == [5]
         alone = score_grn(many[:5], pairs, training)
         np.testing.assert_allclose(scores.loc[(5, "many")], alone.loc[(5, "predicted")])
+        assert scores["edges"].eq(5).all()
+        assert score_grn({"few": few}, pairs, training, n_edges=7)["edges"].tolist() == [5, 7, 7, 7]
         several = score_grn(many, pairs, training, n_edges=[2, 8])
         assert several.index.get_level_values("n_edges").unique().tolist() == [2, 8]
         np.testing.assert_allclose(
@@ -256,6 +258,6 @@ def test_papalexi_effect_size_of_other_cells_is_close_to_the_upper_bound(real_da
     held_out, training = (pair_effects(x[h], labels[h], adata.var_names) for h in (~half, half))
     predicted = frame(("STAT1", "PSMB9"), ("IFNGR1", "PSMB9"), ("MYC", "UBE2L6"), weight=[3.0, 2.0, 1.0])
     scores = score_grn(predicted, held_out, training, n_edges=[3, 100]).sort_index()
-    assert (scores.loc[(3, "effect size")] > scores.loc[(3, "random")]).drop("false_omission_rate").all()
+    assert (scores.loc[(3, "effect size")] > scores.loc[(3, "random")]).drop(["edges", "false_omission_rate"]).all()
     ratio = scores.loc[(100, "effect size"), "wasserstein"] / scores.loc[(100, "held-out effects"), "wasserstein"]
     assert 0.8 < ratio <= 1

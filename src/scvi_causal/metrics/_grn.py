@@ -192,6 +192,8 @@ def score_grn(
     ``"held-out effects"`` (the ranking by the held-out cells themselves: an upper bound of the first columns) and ``"random"`` (what
     chance gives). Columns:
 
+    ``edges``
+        how many count: ``n_edges``, or all that a shorter list has, which is then no fair match;
     ``wasserstein``, ``excess``
         :func:`grn_wasserstein` as it is, and above what noise gives;
     ``significant``

@@ -84,7 +84,8 @@ class PairUniverse:
         """Numbers of the first ``n_edges`` pairs of a ranking; ``None`` is a random one."""
         chosen = np.ones(self._source.size) if ranked is None else share_of_first(ranked, n_edges)
         numbers = {"wasserstein": self.wasserstein, "excess": self.excess, "significant": self.has_effect}
-        row = {name: self.mean(chosen, values) for name, values in numbers.items()}
+        row = {"edges": n_edges if ranked is None else round(chosen.sum())}
+        row |= {name: self.mean(chosen, values) for name, values in numbers.items()}
         area = (
             self.has_effect.mean()
             if ranked is None
