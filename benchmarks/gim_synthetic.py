@@ -3,20 +3,21 @@
     python benchmarks/gim_synthetic.py
     python benchmarks/gim_synthetic.py --sets d10 hard --seeds 100 101
 
-Problems are drawn from ``scvi_causal.data.simulate_drugs`` with consecutive fresh seeds, none dropped; GIM runs with its
+Problems that are done stay in ``benchmarks/runs/gim_synthetic``: a run that was stopped goes on (``--fresh`` forgets them). Problems are drawn from ``scvi_causal.data.simulate_drugs`` with consecutive fresh seeds, none dropped; GIM runs with its
 defaults. Black boxes map features and dosage to means: ridge, a network, and the network of GIM itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 
 import numpy as np
 import pandas as pd
 import scvi
 import torch
-from _common import QUIET, say, write_page
+from _common import QUIET, ROOT, say, write_page
 from scipy.linalg import sqrtm
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import average_precision_score
@@ -24,10 +25,11 @@ from sklearn.metrics import average_precision_score
 from scvi_causal import GIM
 from scvi_causal.data import simulate_drugs
 
+RUNS = ROOT / "benchmarks" / "runs" / "gim_synthetic"
 ONE_DOSE = {"dosages": (1.0,), "new_dosages": (0.5,)}
 # name: what it is, arguments of the simulation, arguments of GIM, number of problems
 SETS = {
-    "d10": ("10 nodes, 40 drugs x 4 dosages", {"n_nodes": 10}, {}, 8),
+    "d10": ("10 nodes, 40 drugs x 4 dosages", {"n_nodes": 10}, {}, 12),
     "d20": ("20 nodes, 60 drugs x 4 dosages", {"n_nodes": 20, "n_drugs": 60}, {}, 6),
     "d20-part": ("20 nodes, 40 drugs x 4 dosages, 10 classes", {"n_nodes": 20, "n_classes": 10}, {}, 6),
     "d10-K40": ("10 nodes, 40 drugs, one dosage", {"n_nodes": 10, **ONE_DOSE}, {}, 6),
@@ -50,12 +52,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="*", default=list(SETS))
     parser.add_argument("--seeds", type=int, nargs="*", help="of the problems; by default 100, 101, ...")
+    parser.add_argument("--fresh", action="store_true", help="do all problems anew")
     options = parser.parse_args()
     rows, graphs = [], []
     for name in options.sets:
         _, simulation, model, n = SETS[name]
         for seed in options.seeds or range(100, 100 + n):
-            scores, graph = one_problem(name, simulation, model, seed)
+            done = RUNS / f"{name}-{seed}.json"
+            if options.fresh or not done.exists():
+                scores, graph = one_problem(name, simulation, model, seed)
+                done.parent.mkdir(parents=True, exist_ok=True)
+                done.write_text(json.dumps([scores, graph], default=float))
+            scores, graph = json.loads(done.read_text())
             rows += scores
             graphs += graph
             say(f"{name} {seed} " + " ".join(f"{k}={v:.3g}" for k, v in graph[0].items() if isinstance(v, float | int)))
@@ -128,8 +136,8 @@ def black_boxes(problem, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     ].to_numpy()
     controls = problem.adata.X[(obs["perturbation"] == "control").to_numpy()]
     n = len(conditions)
-    center, spread = design[train].mean(0), np.maximum(design[train].std(0), 1e-6)
-    design = (design - center) / spread
+    center, spread = design[train].mean(0), design[train].std(0)
+    design = (design - center) / np.where(spread > 1e-6, spread, 1.0)
     found = {
         "no change": np.tile(controls.mean(0), (n, 1)),
         "mean over perturbations": np.tile(observed.mean(0), (n, 1)),

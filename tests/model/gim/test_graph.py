@@ -132,6 +132,20 @@ def test_held_out_sets_choose_where_they_are_given(five):
     assert result.best == result.table["held_out"].argmin()
 
 
+@pytest.mark.parametrize("hard", [False, True])
+def test_climbing_does_not_undo_the_choice_of_held_out_sets(five, hard):
+    """The graph is the one under which the held-out sets are likeliest, whatever the training sets prefer."""
+    weight, shifts = five
+    data, held = population(weight, shifts, hard=hard), population(weight, shifts[:2] * 1.5, hard=hard)
+    options = replace(QUICK, n_kicks=4, n_steps=200)
+    found = find_graph(data, options, hard=hard, held_out=held)
+    table = found.restarts
+    assert table["climbed_held_out"].min() == table.loc[table["chosen"], "climbed_held_out"].item()
+    trained = find_graph(data, options, hard=hard).restarts
+    assert trained["climbed"].min() == trained.loc[trained["chosen"], "climbed"].item()
+    assert "climbed_held_out" not in trained
+
+
 def test_prior_knowledge_masks_and_favours(five):
     weight, shifts = five
     data = population(weight, shifts)

@@ -194,6 +194,20 @@ def test_validation_perturbations_are_scored_and_can_choose(simulation):
     assert stopped.is_trained
 
 
+def test_held_out_selection_needs_held_out_perturbations(simulation):
+    with pytest.raises(ValueError, match="selection='held-out'.*split_key"):
+        fit(simulation.adata.copy(), selection="held-out", train={"max_epochs": 1})
+
+
+def test_targets_of_features_alone(model):
+    """A table of features is a question by itself: which nodes would these drugs hit?"""
+    features = model.adata.uns["features"].iloc[[0, 13]].set_axis(["drug000", "made up"])
+    found = model.get_intervention_targets(features=features)
+    assert list(found["perturbation"].unique()) == ["drug000", "made up"]
+    expected = model.get_intervention_targets("made up", features=features)
+    pd.testing.assert_frame_equal(found[found["perturbation"] == "made up"].reset_index(drop=True), expected)
+
+
 @pytest.mark.parametrize("combination", ["superposition", "features"])
 def test_names_without_features(simulation, combination):
     adata = simulation.adata.copy()

@@ -19,12 +19,25 @@ def test_weights_are_least_squares_within_bounds():
     guess, mean = rng.normal(size=(2, 40, 5))
     np.testing.assert_allclose(_weights(guess, mean, 0.6 * guess + 0.3 * mean), [0.6, 0.3], atol=1e-6)
     np.testing.assert_allclose(_weights(guess, mean, -guess), [0.0, 0.0], atol=0.1)
-    found = _weights(guess, mean, 3.0 * guess + 0.5 * mean)
+    observed = 3.0 * guess + 0.5 * mean
+    found = _weights(guess, mean, observed)
     assert found.sum() == pytest.approx(1.0)
-    grid = np.linspace(0, 1, 1001)
-    errors = [((a * guess + (1 - a) * mean - 3.0 * guess - 0.5 * mean) ** 2).sum() for a in grid]
+    grid, size = np.linspace(0, 1, 1001), (observed**2).sum(1)
+    errors = [(((a * guess + (1 - a) * mean - observed) ** 2).sum(1) / size).sum() for a in grid]
     assert found[0] == pytest.approx(grid[int(np.argmin(errors))], abs=1e-3)
     np.testing.assert_allclose(_weights(np.zeros_like(guess), mean, 0.4 * mean), [0.0, 0.4], atol=1e-6)
+
+
+def test_strong_perturbations_do_not_decide_about_all_others():
+    """One of ten does what features say, twenty times as strongly; the others do nothing of it."""
+    rng = np.random.default_rng(1)
+    guess, observed = rng.normal(size=(10, 50)), rng.normal(size=(10, 50))
+    observed[0] = 20 * guess[0]
+    assert _weights(guess, np.zeros_like(guess), observed)[0] < 0.5
+    unit = observed / np.linalg.norm(observed, axis=1, keepdims=True)
+    scaled = _weights(guess * np.linalg.norm(observed, axis=1)[:, None], np.zeros_like(guess), observed)
+    np.testing.assert_allclose(scaled, _weights(guess, np.zeros_like(guess), unit), atol=1e-5)
+    np.testing.assert_array_equal(_weights(guess, guess, np.zeros_like(guess)), 0.0)
 
 
 def test_average_is_over_the_conditions_asked_for_and_without_own_nodes():

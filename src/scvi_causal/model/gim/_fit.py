@@ -11,9 +11,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from scvi_causal.model.gim._conditions import part_features, split_parts, varies
 from scvi_causal.model.gim._graph import find_graph
-from scvi_causal.model.gim._nodes import fit_readout, make_nodes
+from scvi_causal.model.gim._nodes import fit_readout, log_loadings, make_nodes
 from scvi_causal.model.gim._options import prior_matrices, search_options
-from scvi_causal.model.gim._populations import group_cells, node_moments, read_populations
+from scvi_causal.model.gim._populations import control_means, group_cells, node_moments, read_populations
 from scvi_causal.model.gim._training_set import CellTrainingSet, TrainingSet
 from scvi_causal.nn import responsibility
 
@@ -84,11 +84,14 @@ def _tokens_of(model: GIM, grouping: Grouping) -> np.ndarray:
 
 def _validation(model: GIM, valid: np.ndarray, space: NodeSpace, moments: NodeMoments):
     """Populations of the validation cells whose perturbations can be predicted; ``None`` if there are none."""
-    if not len(valid):
-        return None
     manager = model.adata_manager
-    grouping = group_cells(manager, np.sort(valid))
-    if not grouping.conditions.shape[0]:
+    grouping = group_cells(manager, np.sort(valid)) if len(valid) else None
+    if grouping is None or not grouping.conditions.shape[0]:
+        if model._selection == "held-out":
+            raise ValueError(
+                "selection='held-out' chooses among restarts by perturbed cells that do not train, and there are none. Name some "
+                "perturbations 'valid' in the column given as split_key, or pass validation_size."
+            )
         return None
     found = node_moments(manager, grouping, space, model.scale_, per_set=model.module.hard, reference=moments)
     return grouping, found
@@ -124,12 +127,19 @@ def _fill(model: GIM, populations: Populations, space: NodeSpace, moments: NodeM
     model.edge_probability_, model.edge_stability_ = found.probability, found.stability
     model.restarts_ = found.restarts
     module.build(model.sizes_)
-    gene_effect, node_effect = populations.effect, moments.statistics.mean.numpy()
-    loadings = space.loadings * moments.scale[:, None]
+    node_effect, loadings = moments.statistics.mean.numpy(), space.loadings * moments.scale[:, None]
+    gene_effect, rates = populations.effect, populations.rates
+    of_counts = {}
+    if rates is not None:
+        gene_effect, loadings = populations.log_fold, log_loadings(populations, loadings, space.genes)
+        of_counts = {
+            "control_rate": control_means(populations.grouping, rates.mean).mean,
+            "dispersion": rates.dispersion,
+        }
     center, spread = _standardisation(design.numpy(), features.shape[1], model._has_features())
     _copy(
         module,
-        control_mean=populations.controls.mean,
+        **of_counts,
         node_center=moments.controls.mean,
         node_scale=moments.scale,
         readout=fit_readout(node_effect, gene_effect, populations.n, loadings, space.genes),

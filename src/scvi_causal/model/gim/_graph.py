@@ -43,7 +43,8 @@ class FoundGraph:
     off
         (K, d) probability that a node is no target of a set.
     restarts
-        Table of the restarts.
+        One row per restart of the gradient search: its settings, what it reached, what was reached by climbing from it
+        (``climbed``), and whether the graph comes from it (``chosen``).
     """
 
     graph: np.ndarray
@@ -98,42 +99,88 @@ def find_graph(
     judge = None if held_out is None else kind(held_out.to(device))
     d = statistics.n_nodes
     if mask is not None:
-        found, starts, allowed = pd.DataFrame(), [np.zeros((d, d), dtype=bool)], mask
+        found, starts, allowed = pd.DataFrame({"chosen": [True]}), {0: np.zeros((d, d), dtype=bool)}, mask
     else:
         factor = None if penalty_factor is None else torch.from_numpy(penalty_factor)
         result = search_graph(kind(statistics.to(device)), options, factor, judge)
-        found, ranking = result.table, "bic" if judge is None else "held_out"
-        order = np.argsort(found[ranking].to_numpy(), kind="stable")
-        starts = list({result.graphs[i].tobytes(): result.graphs[i] for i in order}.values())
+        found = result.table
+        starts = _distinct(result.graphs, found["bic" if judge is None else "held_out"].to_numpy())
         allowed = None if d <= _ALL_PAIRS else result.candidates
-    if mask is None and not options.n_climbs:
-        best, climbs = Climb(scores, starts[0]), []
-    else:
-        climbs = [Climb(scores, graph, allowed).run() for graph in starts[: max(options.n_climbs, 1)]]
-        best = min(climbs, key=lambda c: c.score)
-        rng = np.random.default_rng([seed, 6])
-        for _ in range(options.n_kicks):
-            other = best.kicked(rng).run()
-            climbs.append(other)
-            best = min(best, other, key=lambda c: c.score)
-    return _describe(best, scores, climbs or [best], found)
+    n_climbs = max(options.n_climbs, 1)
+    climbs = {i: Climb(scores, graph, allowed) for i, graph in list(starts.items())[:n_climbs]}
+    tops = list(climbs.items())
+    if mask is not None or options.n_climbs:
+        tops = _kicked([(i, climb.run()) for i, climb in tops], options.n_kicks, seed)
+    return _choose(tops, scores, judge, found)
 
 
-def _describe(best: Climb, scores: NodeScores, climbs: list[Climb], restarts: pd.DataFrame) -> FoundGraph:
-    d = len(best.graph)
-    parents = [tuple(np.flatnonzero(best.graph[:, j])) for j in range(d)]
-    fit = scores.fit(list(range(d)), parents, best.off)
+def _distinct(graphs: np.ndarray, criterion: np.ndarray) -> dict[int, np.ndarray]:
+    """Graphs by the number of their restart, the best first, each once."""
+    found = {}
+    for i in np.argsort(criterion, kind="stable"):
+        found.setdefault(graphs[i].tobytes(), int(i))
+    return {i: graphs[i] for i in found.values()}
+
+
+def _kicked(tops: list[tuple[int, Climb]], n_kicks: int, seed: int) -> list[tuple[int, Climb]]:
+    """(restart, top) of all climbs: those there are, then from the best one, disturbed again and again."""
+    tops = list(tops)
+    start, best = min(tops, key=lambda top: top[1].score)
+    rng = np.random.default_rng([seed, 6])
+    for _ in range(n_kicks):
+        other = best.kicked(rng).run()
+        tops.append((start, other))
+        best = min(best, other, key=lambda climb: climb.score)
+    return tops
+
+
+def _choose(
+    tops: list[tuple[int, Climb]], scores: NodeScores, judge: ShiftObjective | None, table: pd.DataFrame
+) -> FoundGraph:
+    """The top with the best score, or the one under which the sets that do not train are likeliest."""
+    start, best = min(tops, key=lambda top: top[1].score)
+    table["climbed"] = pd.Series({i: min(c.score for j, c in tops if j == i) for i, _ in tops})
+    if judge is not None:
+        values = [_held_out_value(climb, scores, judge) for _, climb in tops]
+        start, best = tops[int(np.argmin(values))]
+        table["climbed_held_out"] = pd.Series(
+            {i: min(v for v, (j, _) in zip(values, tops, strict=True) if j == i) for i, _ in tops}
+        )
+    table["chosen"] = table.index == start
+    return _describe(best, scores, [climb for _, climb in tops], table)
+
+
+def _held_out_value(climb: Climb, scores: NodeScores, judge: ShiftObjective) -> float:
+    """Negative log likelihood per cell of sets that do not train, under a graph as it was fitted to those that do."""
+    weight, intercept, log_sd, off = _fit_of(climb, scores)
+    given = {"weight": weight, "intercept": intercept, "log_sd": log_sd}
+    if isinstance(judge, HardObjective):
+        given["log_target_sd"] = 0.5 * scores.target_variance(torch.from_numpy(off).T).log().cpu().numpy()
+    given = {name: torch.from_numpy(value).to(judge.data.mean)[None] for name, value in given.items()}
+    return float(judge.value(given, TARGET_PRICE, cyclic=False))
+
+
+def _fit_of(climb: Climb, scores: NodeScores) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(d, d) weights, (d,) intercepts, (d,) log standard deviations, (K, d) probabilities to be no target."""
+    d = len(climb.graph)
+    parents = [tuple(np.flatnonzero(climb.graph[:, j])) for j in range(d)]
+    fit = scores.fit(list(range(d)), parents, climb.off)
     weights: Tensor = fit.weights.cpu()
     weight = np.zeros((d, d))
     for j, chosen in enumerate(parents):
         weight[list(chosen), j] = -weights[j, 1 : 1 + len(chosen)].numpy()
+    return weight, -weights[:, -1].numpy(), 0.5 * fit.variance.log().cpu().numpy(), fit.off.T.cpu().numpy()
+
+
+def _describe(best: Climb, scores: NodeScores, climbs: list[Climb], restarts: pd.DataFrame) -> FoundGraph:
+    weight, intercept, log_sd, off = _fit_of(best, scores)
     return FoundGraph(
         graph=best.graph,
         weight=weight,
-        intercept=-weights[:, -1].numpy(),
-        log_sd=0.5 * fit.variance.log().cpu().numpy(),
+        intercept=intercept,
+        log_sd=log_sd,
         probability=best.edge_probability(),
         stability=np.mean([c.graph for c in climbs], axis=0),
-        off=fit.off.T.cpu().numpy(),
+        off=off,
         restarts=restarts,
     )

@@ -92,7 +92,8 @@ class MechanismMixin:
         Parameters
         ----------
         perturbations
-            Labels, seen or not; by default all conditions of the training cells, each at its own dosages.
+            Labels, seen or not; by default those that ``features`` describes, and without ``features`` all conditions of the
+            training cells, each at its own dosages.
         dosage
             A dosage for all labels or one per label; 1 by default.
         features
@@ -127,6 +128,8 @@ class MechanismMixin:
         """
         self._check_if_trained(warn=False, message="Train the GIM first: model.train().")
         module = self.module
+        if perturbations is None and features is not None:
+            perturbations = [str(token) for token in features.index]
         if perturbations is None:
             labels, doses = self._training_conditions()
         else:

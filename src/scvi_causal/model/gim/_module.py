@@ -14,6 +14,7 @@ from scvi_causal.model.gim._conditions import own_nodes, part_features
 from scvi_causal.model.gim._interventions import Interventions, condition_key, distinct_rows, find_seen
 from scvi_causal.model.gim._mechanisms import Mechanisms
 from scvi_causal.model.gim._network import InterventionNetwork, combine
+from scvi_causal.model.gim._rates import MovedCounts, change_rate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +84,8 @@ class GIMModule(CausalModule):
         """
         g, d, k = sizes["n_genes"], sizes["n_nodes"], sizes["n_conditions"]
         floats = {
-            "control_mean": (sizes["n_strata"] + 1, g),
+            "control_rate": (sizes["n_strata"] + 1 if self.scale == "log1p" else 0, g),
+            "dispersion": (g if self.scale == "log1p" else 0,),
             "node_center": (sizes["n_strata"] + 1, d),
             "node_scale": (d,),
             "encoder": (g if sizes["encoded"] else 0, d),
@@ -240,11 +242,13 @@ class GIMModule(CausalModule):
         x = tensors[REGISTRY_KEYS.X_KEY]
         if self.scale == "continuous":
             return x
+        return torch.log1p(x * (NORMALIZED_TOTAL / self.library(tensors)))
+
+    def library(self, tensors: dict[str, Tensor]) -> Tensor:
+        """(n, 1) library of cells."""
         if REGISTRY_KEYS.SIZE_FACTOR_KEY in tensors:
-            library = tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY].reshape(-1, 1)
-        else:
-            library = x.sum(1, keepdim=True).clamp_min(1e-12)
-        return torch.log1p(x * (NORMALIZED_TOTAL / library))
+            return tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY].reshape(-1, 1)
+        return tensors[REGISTRY_KEYS.X_KEY].sum(1, keepdim=True).clamp_min(1e-12)
 
     def strata_of(self, tensors: dict[str, Tensor]) -> Tensor:
         """(n,) row of the controls that stand for the stratum of each cell; the last for one never trained on."""
@@ -293,25 +297,18 @@ class GIMModule(CausalModule):
             target = target.draw(generator)
         own, own_which = self.own_interventions(tensors)
         x, strata = self.expression(tensors), self.strata_of(tensors)
+        before = self.total_effect(own)[own_which]
         if self.hard or self.n_mechanism_hidden:
             change = self._change_of_cells(x, strata, own.take(own_which), target)
-            moved = x + change @ self.readout
-            return CounterfactualOutput(moved.clamp_min(0.0) if self.scale == "log1p" else moved)
-        before = self.mechanisms.spread(own.expected)[own_which]
-        change = self.mechanisms.spread(target.expected) - before
-        return CounterfactualOutput(self._shift(x, strata, before, change))
-
-    def _shift(self, x: Tensor, strata: Tensor, before: Tensor, change: Tensor) -> Tensor:
-        """Move cells by a change of the nodes.
-
-        Continuous data are translated. Expression stays non-negative: where a gene falls, cells are scaled down instead, so
-        that the mean of the population moves by the same amount, and a cell without counts keeps none.
-        """
-        effect = change @ self.readout
+        else:
+            change = self.mechanisms.spread(target.expected) - before
         if self.scale == "continuous":
-            return x + effect
-        mean = (self.control_mean[strata] + before @ self.readout).clamp_min(1e-6)
-        return torch.where(effect >= 0, x + effect, x * (1 + effect / mean).clamp_min(0.0))
+            return CounterfactualOutput(x + change @ self.readout)
+        rate = change_rate(self.control_rate[strata], before @ self.readout)
+        moved = MovedCounts(
+            tensors[REGISTRY_KEYS.X_KEY], self.library(tensors), rate, change @ self.readout, self.dispersion
+        )
+        return CounterfactualOutput(moved.mean, moved)
 
     def noise(self, z: Tensor, own: Interventions) -> Tensor:
         """Abduction: (n, d) noise of the mechanisms of cells, given what they received."""

@@ -160,6 +160,28 @@ def _components(x: csr_matrix, kind: str, d: int) -> NodeSpace:
     return NodeSpace(np.array([f"NMF{i + 1}" for i in range(d)]), nowhere, np.linalg.pinv(programmes), programmes)
 
 
+def log_loadings(populations: Populations, loadings: np.ndarray, genes: np.ndarray) -> np.ndarray:
+    """Loadings on log(1 + rate) as loadings on log rates, for counts.
+
+    Control cells tell by how much the one moves with the other; genes that are nodes also tell it themselves, as far as they were moved.
+
+    Parameters
+    ----------
+    populations
+        Of the training cells.
+    loadings
+        (d, n_genes)
+    genes
+        (d,) gene that each node is, or -1.
+    """
+    slope = populations.rates.slope.copy()
+    own = genes[genes >= 0]
+    moved, fold = populations.effect[:, own], populations.log_fold[:, own]
+    noise = populations.variance[own] * (1 / populations.n).sum()
+    slope[own] = ((moved * fold).sum(0) + noise * slope[own]) / np.maximum((moved**2).sum(0) + noise, 1e-12)
+    return loadings * slope
+
+
 def fit_readout(
     node_effect: np.ndarray, gene_effect: np.ndarray, n: np.ndarray, loadings: np.ndarray, genes: np.ndarray
 ):
@@ -183,7 +205,7 @@ def fit_readout(
 
     Returns
     -------
-    (d, n_genes) change of the genes per standardised unit of a node.
+    (d, n_genes) change of the genes per standardised unit of a node, in the unit of ``gene_effect``.
     """
     outside = np.setdiff1d(np.arange(gene_effect.shape[1]), genes[genes >= 0])
     readout = loadings.copy()

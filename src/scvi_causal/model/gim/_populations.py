@@ -15,6 +15,7 @@ from scvi_causal.data import condition_codes
 from scvi_causal.dataloaders import get_strata
 from scvi_causal.model.base._group_moments import group_moments, iterate_expression
 from scvi_causal.model.gim._objective import Statistics
+from scvi_causal.model.gim._rates import RateSums
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from scvi.data import AnnDataManager
 
     from scvi_causal.model.gim._nodes import NodeSpace
+    from scvi_causal.model.gim._rates import Rates
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +156,10 @@ class Populations:
         (n_genes,) variance of control cells within strata.
     detection
         (n_genes,) share of the cells in which a gene is not zero, the higher of controls and perturbed cells.
+    rates
+        Of the groups, for counts.
+    log_fold
+        (K, n_genes) change of the log rate, taken and averaged as ``effect``; only for counts.
     """
 
     grouping: Grouping
@@ -162,6 +168,8 @@ class Populations:
     n: np.ndarray
     variance: np.ndarray
     detection: np.ndarray
+    rates: Rates | None = None
+    log_fold: np.ndarray | None = None
 
 
 def read_populations(manager: AnnDataManager, rows: np.ndarray, n_genes: int, scale: str) -> Populations:
@@ -181,9 +189,11 @@ def read_populations(manager: AnnDataManager, rows: np.ndarray, n_genes: int, sc
             "among 'train'."
         )
     found = np.zeros((2, n_genes))
+    sums = RateSums(manager, rows, grouping.group, is_control, n_genes) if scale == "log1p" else None
 
     def counting():
-        for part, x in iterate_expression(manager, rows, scale):
+        for part, x in iterate_expression(manager, rows, "continuous"):
+            x = x if sums is None else sums.add(part, x)
             treated = grouping.condition[part] >= 0
             for i, cells in enumerate((~treated, treated)):
                 found[i] += np.asarray((x[cells] != 0).sum(0)).ravel()
@@ -203,7 +213,11 @@ def read_populations(manager: AnnDataManager, rows: np.ndarray, n_genes: int, sc
     weight = np.maximum(n_groups - 1, 0)[:, None]
     variance = (weight * np.nan_to_num(moments.variance[is_control])).sum(0) / max(weight.sum(), 1)
     n_cells = np.array([n_groups.sum(), n.sum()])
-    return Populations(grouping, controls, effect, n, variance, (found / n_cells[:, None]).max(0))
+    rates = None if sums is None else sums.finish()
+    log_fold = None if rates is None else effects(grouping, rates.log, control_means(grouping, rates.log))[0]
+    return Populations(
+        grouping, controls, effect, n, variance, (found / n_cells[:, None]).max(0), rates=rates, log_fold=log_fold
+    )
 
 
 @dataclass(frozen=True)

@@ -148,11 +148,23 @@ class NodeScores:
             return log_off, torch.zeros_like(log_off)
         spread = _quadratic(sets, weights[:, None])
         log_off = -0.5 * self.n * (variance.log()[:, None] + spread / variance[:, None])
-        on = (1 - off) * self.n
-        target_variance = ((on * own).sum(1) + 1e-3) / (on.sum(1) + 1e-3)
-        target_variance = target_variance.clamp_min(self.min_noise**2)[:, None]
+        target_variance = self.target_variance(off, own)[:, None]
         log_on = -0.5 * self.n * (target_variance.log() + own / target_variance)
         return log_off, log_on
+
+    def target_variance(self, off: Tensor, own: Tensor | None = None) -> Tensor:
+        """(B,) variance of nodes that are targets of hard interventions, over the sets in which they are.
+
+        Parameters
+        ----------
+        off
+            (B, K) probabilities to be no target.
+        own
+            (B, K) variances within the sets; by default of all nodes in their order.
+        """
+        on = (1 - off.to(self.n)) * self.n
+        own = self.own_variance.T if own is None else own
+        return (((on * own).sum(1) + 1e-3) / (on.sum(1) + 1e-3)).clamp_min(self.min_noise**2)
 
     def _value(self, weights, variance, fixed, log_off, log_on):
         base = _quadratic(fixed, weights)

@@ -2,7 +2,7 @@ r"""How far features are to be trusted for a token that was never seen, learned 
 
 A network that knows twenty perturbations by a hundred features says something about every other, whether the features mean
 anything or not. Its word is therefore weighed against the average perturbation: networks that were not shown a token, and
-the average without it, are held against what the token did, and the weights are those with the smallest squared error.
+the average without it, are held against what the token did, and the weights are those with the smallest relative squared error.
 """
 
 from __future__ import annotations
@@ -142,9 +142,16 @@ def _fold_networks(
 
 
 def _weights(guess: np.ndarray, mean: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """Weights of features and average, not negative, together at most 1, with the smallest squared error."""
-    design = np.stack([guess.ravel(), mean.ravel()], axis=1).astype(float)
-    target = observed.ravel().astype(float)
+    """Weights of features and average, not negative, together at most 1, with the smallest *relative* squared error.
+
+    A prediction misses strong effects by more than weak ones. Were all errors to count alike, a few strong perturbations would decide
+    how large the effect of any other is; relative to the size of what was observed, each counts once.
+    """
+    size = np.sqrt((observed.astype(float) ** 2).sum(1, keepdims=True))
+    size = np.maximum(size, 1e-6 * max(float(size.max()), 1e-300))
+    guess, mean, observed = (np.asarray(a, dtype=float) / size for a in (guess, mean, observed))
+    design = np.stack([guess.ravel(), mean.ravel()], axis=1)
+    target = observed.ravel()
     weights, _ = nnls(design, target)
     if weights.sum() > 1:
         difference = design[:, 0] - design[:, 1]
