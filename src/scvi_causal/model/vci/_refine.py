@@ -104,7 +104,9 @@ def refine_grn(
         ``"linear"``: signed weights on standardised expression, one layer. ``"attention"``: as published. Attention averages,
         so that it knows no repression; it lets every gene see itself; and over seven layers an edge is no direct relation.
     regulators
-        What may regulate, beside the unmeasured perturbations: ``"prior"`` (sources of prior edges), ``"all"`` genes, or names.
+        What may regulate: ``"prior"`` (the sources of prior edges), ``"all"`` genes, or names, beside the sources of prior edges. A
+        perturbation that is no measured gene can be one of them, with its dosage as its value; what the others of this kind
+        move is taken out beforehand, so that the targets of one drug are not taken for regulators of each other.
     keep_prior, keep_other
         Probability with which an edge takes part in a step, :math:`1 - r_l` and :math:`1 - r_h`. In the linear form, an edge is
         shrunk as by a ridge of :math:`(1 - q) / q`.
@@ -269,7 +271,7 @@ def _nodes(model: CausalModel, prior: pd.DataFrame, tokens: list[str], options: 
             f"form='attention' passes values on over several layers, so that every gene is a node: regulators={asked!r} cannot be. "
             "Pass regulators='all', or form='linear'."
         )
-    nodes = make_nodes(model._var_names(), tokens, prior, asked, perturbations=linear)
+    nodes = make_nodes(model._var_names(), tokens, prior, asked)
     if not len(nodes.regulators):
         raise ValueError("No gene may regulate: pass regulators='all', or a prior whose sources are measured genes.")
     return nodes

@@ -11,6 +11,7 @@ import torch
 from scipy.sparse import csr_matrix, vstack
 
 from scvi_causal._constants import CAUSAL_KEYS
+from scvi_causal.data import condition_codes
 from scvi_causal.data._messages import did_you_mean, listed, plural
 from scvi_causal.dataloaders import get_strata
 from scvi_causal.model.base._group_moments import ExpressionReader, group_moments
@@ -47,9 +48,7 @@ class Nodes:
     token_of_regulator: np.ndarray
 
 
-def make_nodes(
-    genes: np.ndarray, tokens: Sequence[str], prior: pd.DataFrame, regulators: str | Sequence[str], perturbations: bool
-) -> Nodes:
+def make_nodes(genes: np.ndarray, tokens: Sequence[str], prior: pd.DataFrame, regulators: str | Sequence[str]) -> Nodes:
     """Decide which genes and perturbations may regulate.
 
     Parameters
@@ -59,41 +58,37 @@ def make_nodes(
     tokens
         Names of the perturbations.
     prior
-        Prior edges.
+        Prior edges; a perturbation that is a source of some is a regulator too.
     regulators
-        ``"prior"``: the sources of the prior edges; ``"all"``: every gene; or names.
-    perturbations
-        Whether perturbations that are no measured genes are nodes too.
+        ``"prior"``: the sources of the prior edges; ``"all"``: every gene; or names of genes and perturbations.
 
     Raises
     ------
     ValueError
         If names are neither measured genes nor perturbations.
     """
-    unmeasured = [token for token in tokens if token not in set(genes)] if perturbations else []
-    sources = pd.unique(prior["source"].astype(str))
+    wanted = set(prior["source"].astype(str))
     if isinstance(regulators, str):
         if regulators not in ("prior", "all"):
             raise ValueError(f"regulators={regulators!r} is neither 'prior' nor 'all': pass one of them, or a list.")
-        wanted = set(sources) if regulators == "prior" else set(genes)
+        wanted |= set(genes) if regulators == "all" else set()
     else:
-        wanted = {str(name) for name in regulators}
-        unknown = sorted(wanted - set(genes) - set(tokens))
+        named = {str(name) for name in regulators}
+        unknown = sorted(named - set(genes) - set(tokens))
         if unknown:
             raise ValueError(
                 f"regulators names {plural(len(unknown), 'name')} that are neither genes of the data nor perturbations: "
                 f"{listed(unknown)}.{did_you_mean(unknown[0], [*genes, *tokens])}"
             )
-        wanted |= set(sources)  # a prior edge stays a candidate
+        wanted |= named
     at = np.flatnonzero(np.isin(genes, list(wanted)))
-    token_at = {token: i for i, token in enumerate(tokens)}
+    unmeasured = [i for i, token in enumerate(tokens) if token in wanted and token not in set(genes)]
+    none = [-1]
     return Nodes(
         genes=genes,
-        regulators=np.concatenate([genes[at], unmeasured]).astype(str),
-        gene_of_regulator=np.concatenate([at, np.full(len(unmeasured), -1)]).astype(np.int64),
-        token_of_regulator=np.concatenate([np.full(len(at), -1), [token_at[token] for token in unmeasured]]).astype(
-            np.int64
-        ),
+        regulators=np.concatenate([genes[at], [tokens[i] for i in unmeasured]]).astype(str),
+        gene_of_regulator=np.concatenate([at, none * len(unmeasured)]).astype(np.int64),
+        token_of_regulator=np.concatenate([none * len(at), unmeasured]).astype(np.int64),
     )
 
 
@@ -111,8 +106,9 @@ class RefinementData:
     scale
         ``"log1p"`` or ``"continuous"``.
     standardize
-        Whether expression is centred in its stratum (batch and covariates) and scaled. As published it is neither, and the
-        covariates are inputs.
+        Whether expression is centred and scaled: in its stratum (batch and covariates), and under its perturbations where these are
+        neither measured genes nor regulators, so that what they move is no regulation. As published it is neither, and
+        the covariates are inputs.
     interventions
         Whether a gene that is perturbed in a cell is left out there: it does not follow its regulators.
     device
@@ -143,6 +139,8 @@ class RefinementData:
         self.dosage = dosage[:, nodes.token_of_regulator[nodes.token_of_regulator >= 0]]
         self.hit = _hits(dosage, tokens, nodes.genes) if interventions else None
         _, self.stratum = np.unique(get_strata(manager)[self.rows], return_inverse=True)
+        if standardize:
+            self.stratum = _within(self.stratum, dosage, _explained(tokens, nodes))
         self.n_strata = int(self.stratum.max()) + 1
         self._set_moments()
 
@@ -185,6 +183,20 @@ class RefinementData:
         measured = self.nodes.gene_of_regulator[self.nodes.gene_of_regulator >= 0]
         arrays = {"genes": genes, "observed": observed, "sources": np.concatenate([genes[:, measured], doses], 1)}
         return {name: torch.from_numpy(array.astype(np.float32)).to(self.device) for name, array in arrays.items()}
+
+
+def _explained(tokens: Sequence[str], nodes: Nodes) -> np.ndarray:
+    """Columns of the perturbations whose effects are taken out: those that are neither genes nor regulators."""
+    known = set(nodes.genes) | set(nodes.regulators)
+    return np.array([i for i, token in enumerate(tokens) if token not in known], dtype=np.int64)
+
+
+def _within(stratum: np.ndarray, dosage: csr_matrix, columns: np.ndarray) -> np.ndarray:
+    """Code of stratum and condition, as far as some tokens are concerned."""
+    if not len(columns):
+        return stratum
+    condition = condition_codes(dosage[:, columns].tocsr())[0]
+    return np.unique(stratum * (condition.max() + 1) + condition, return_inverse=True)[1]
 
 
 def _hits(dosage: csr_matrix, tokens: Sequence[str], genes: np.ndarray) -> csr_matrix:
