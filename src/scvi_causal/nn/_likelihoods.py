@@ -83,8 +83,44 @@ class AbductedCounts:
         frailty = (theta + self.counts) / (theta + self.source_mean)
         return self.counts * self._kept_share + self._risen * frailty
 
+    def expected_log1p(self, per_count: Tensor) -> Tensor:
+        """(cells, genes) expectation of log(1 + ``per_count`` times the counts); ``per_count`` is (cells, 1).
+
+        The mean of logs is not the log of the mean: most genes have no count in most cells, and one count is a large step on the
+        log scale. Summed exactly over no and one count added, and over none kept; the rest is taken at its mean, with the
+        correction of a log-normal. Within 3 % of draws for counts as cells have them. Differentiable in the expected counts.
+        """
+        rises = self.target_mean > self.source_mean
+        fallen = torch.where(self.counts > 0, self._log1p_of_kept(per_count), torch.zeros_like(self.counts))
+        return torch.where(rises, self._log1p_with_added(per_count), fallen)
+
+    def _log1p_with_added(self, per_count: Tensor) -> Tensor:
+        x, shape = self.counts, self.inverse_dispersion + self.counts
+        mean = (self._risen * shape / (self.inverse_dispersion + self.source_mean)).clamp_min(1e-6)
+        none = torch.exp(-shape * torch.log1p(mean / shape))
+        one = none * mean / (1.0 + mean / shape)
+        more = (1.0 - none - one).clamp_min(1e-7)
+        mean_more = ((mean - one) / more).clamp_min(2.0)
+        squares = (mean + mean.square() * (1.0 + 1.0 / shape) - one) / more
+        of_more = _log1p_of_mean(x + mean_more, (squares - mean_more.square()).clamp_min(0.0), per_count)
+        before, after_one = torch.log1p(per_count * x), torch.log1p(per_count * (x + 1.0))
+        return before + one * (after_one - before) + more * (of_more - before)
+
+    def _log1p_of_kept(self, per_count: Tensor) -> Tensor:
+        x, kept = self.counts.clamp_min(1.0), self._kept_share.clamp(1e-6, 1.0 - 1e-6)
+        some = -torch.expm1(x * torch.log1p(-kept))
+        mean = x * kept / some
+        squares = x * kept * (1.0 - kept + x * kept) / some
+        return some * _log1p_of_mean(mean, (squares - mean.square()).clamp_min(0.0), per_count)
+
     def sample(self) -> Tensor:
         """(cells, genes) whole numbers, from torch's global generator like any distribution."""
         theta = self.inverse_dispersion
         frailty = torch._standard_gamma(theta + self.counts) / (theta + self.source_mean)
         return torch.binomial(self.counts, self._kept_share) + torch.poisson(self._risen * frailty)
+
+
+def _log1p_of_mean(mean: Tensor, variance: Tensor, per_count: Tensor) -> Tensor:
+    """Expectation of log(1 + ``per_count`` times y) for y > 0 with this mean and variance, as if log-normal."""
+    scaled = 1.0 + per_count * mean
+    return scaled.log() - 0.5 * torch.log1p(variance * (per_count / scaled).square())

@@ -64,6 +64,8 @@ class TreatmentCode(nn.Module):
         self.n_one_hot = int(one_hot.max()) + 1 if len(one_hot) else 0
         self.control_column = control_column
         self.register_buffer("one_hot", one_hot)
+        # columns of tokens that training saw; the weights of the others are where they started
+        self.register_buffer("trained", torch.ones(self.n_one_hot, dtype=torch.bool))
         self.register_buffer("features", features)
         self.of_features = None if features is None else mlp([features.shape[1], 64, n_code], "none")
         self.n_code = self.n_one_hot + (0 if features is None else n_code) + control_column
@@ -84,7 +86,7 @@ class TreatmentCode(nn.Module):
         """
         code = torch.zeros(len(one_hot), self.n_one_hot, device=one_hot.device)
         known = one_hot >= 0
-        code[known, one_hot[known]] = 1.0
+        code[known, one_hot[known]] = self.trained[one_hot[known]].to(code)
         if self.of_features is None:
             return code
         # what is described has no one-hot part, and the other way round

@@ -25,7 +25,6 @@ from scvi_causal.model.vci._options import (
     VCIOptions,
     resolve_options,
 )
-from scvi_causal.model.vci._populations import moments_scale
 from scvi_causal.model.vci._treatments import build_table
 from scvi_causal.train import AdversarialCausalTrainingPlan
 
@@ -66,7 +65,7 @@ class VCI(CausalModel):
         ``"layer"``, ``"batch"`` (as published: factual, counterfactual and repeated cells share its statistics) or ``"none"``.
     distribution_loss
         What holds counterfactuals against the cells that were observed under the target in the same stratum. ``"moments"``: the
-        mean of the predicted population against the observed one. ``"match"``: each predicted cell against that mean (as
+        mean change of a population against the observed difference of groups. ``"match"``: each predicted cell against that mean (as
         published). ``"kernel"``: a kernel density estimate, gene by gene. ``"energy"``: the energy distance of the two
         populations. ``"discriminator"``: a network that tells them apart, with its own optimizer.
     divergence
@@ -78,6 +77,10 @@ class VCI(CausalModel):
         observed in its stratum; ``"published"``: any but control, and none whose label contains the name of a control.
     include_control
         Whether control is among them.
+    encode_covariates
+        Whether the encoder is told the categorical covariates of a cell (as published). Without, the state of a cell says what kind
+        of cell it is, and a cell type whose treated cells were never seen is decoded like those that resemble it. Batch and
+        continuous covariates are always told.
     counterfactual_outcome
         What is encoded as the outcome under the target: ``"abducted"``, the cell's own expression with what the decoder changes;
         ``"mean"`` of the decoder; ``"sample"``, a draw (as published; Gaussian only).
@@ -126,6 +129,7 @@ class VCI(CausalModel):
         relu_heads: bool | None = None,
         counterfactual_treatments: Treatments | None = None,
         include_control: bool | None = None,
+        encode_covariates: bool | None = None,
         counterfactual_outcome: Outcome | None = None,
         second_encoder: SecondEncoder | None = None,
         n_draws: int | None = None,
@@ -147,6 +151,7 @@ class VCI(CausalModel):
                 "relu_heads": relu_heads,
                 "treatments": counterfactual_treatments,
                 "include_control": include_control,
+                "encode_covariates": encode_covariates,
                 "outcome": counterfactual_outcome,
                 "second_encoder": second_encoder,
                 "n_draws": n_draws,
@@ -270,12 +275,19 @@ class VCI(CausalModel):
             self.adata_manager,
             rows,
             self.module.n_genes,
-            moments_scale(options.distribution_loss, self.module.scale),
+            "log1p" if self._log_normalize else "continuous",
             options.treatments,
             options.include_control,
             excluded,
         )
         self.module.table = table.to(self.module.device)
+
+    def _after_training(self) -> None:
+        """Note which one-hot columns were trained: a token that was not seen has no effect, rather than a random one."""
+        trained = [column for token, column in self._one_hot.items() if token in set(self.seen_tokens_.tolist())]
+        mask = torch.zeros(self.module.treatment_code.n_one_hot, dtype=torch.bool)
+        mask[trained] = True
+        self.module.treatment_code.trained = mask.to(self.module.device)
 
     def _names_a_control(self) -> np.ndarray:
         """(n_obs,) cells whose label contains the name of a control, which the published sampler leaves out."""

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+import copy
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from scvi import REGISTRY_KEYS
-from scvi.distributions import NegativeBinomial
 from scvi.module.base import LossOutput, auto_move_data
 from torch import Tensor, nn
-from torch.distributions import Normal
 
-from scvi_causal._constants import CAUSAL_KEYS, NORMALIZED_TOTAL
-from scvi_causal.model.base import CounterfactualOutput
+from scvi_causal._constants import CAUSAL_KEYS
 from scvi_causal.model.base._expression import ExpressionModule
 from scvi_causal.model.vci._blocks import CovariateCode, TreatmentCode, mlp
 from scvi_causal.model.vci._options import IN_BATCH, RECOMMENDED, VCIOptions
+from scvi_causal.model.vci._outcome import Outcome, counterfactual_expression, log_likelihood, predict
 from scvi_causal.model.vci._populations import discriminator_loss, distribution_loss
-from scvi_causal.nn import AbductedCounts, kl_normal, nb_log_likelihood, published_divergence
+from scvi_causal.nn import kl_normal, kl_standard_normal, published_divergence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from scvi_causal.model.base import CounterfactualOutput
     from scvi_causal.model.vci._treatments import TreatmentTable
 
 _LOWEST_SCALE = 1e-3
 _VALIDATION_SEED = 0
-
-
-class Outcome(NamedTuple):
-    """Parameters of the outcome of cells."""
-
-    location: Tensor
-    """(cells, genes), for counts on the scale of log1p of counts per 10,000."""
-    dispersion: Tensor
-    """(genes,) or (cells, genes): inverse dispersion of counts, or standard deviation."""
 
 
 class VCIModule(ExpressionModule):
@@ -77,7 +68,8 @@ class VCIModule(ExpressionModule):
         self.gene_likelihood, self.log_normalize = gene_likelihood, log_normalize
         self.scale = "counts" if gene_likelihood == "nb" else "log1p" if log_normalize else "continuous"
         self.treatment_code = TreatmentCode(one_hot, features, control_column=options.treatments == "published")
-        self.covariate_code = CovariateCode(n_batch, n_categories, n_continuous, options.n_covariate)
+        categories = n_categories if options.encode_covariates else ()
+        self.covariate_code = CovariateCode(n_batch, categories, n_continuous, options.n_covariate)
         self.outcome_embedding = nn.Sequential(nn.Linear(n_genes, options.n_outcome), nn.ReLU())
         self.n_parameters = 2 if options.cell_dispersion else 1
         self.dispersion = None if options.cell_dispersion else nn.Parameter(torch.zeros(n_genes))
@@ -85,9 +77,10 @@ class VCIModule(ExpressionModule):
         self._build_decoder(options.n_latent + self.treatment_code.n_code)
         self.discriminator = None
         if options.distribution_loss == "discriminator":
-            self.discriminator = mlp(
-                [n_genes + self.treatment_code.n_code + self.covariate_code.n_code, 256, 64, 1], "none"
-            )
+            covariates = CovariateCode(n_batch, n_categories, n_continuous, options.n_covariate)
+            n_input = n_genes + self.treatment_code.n_code + covariates.n_code
+            body = mlp([n_input, 256, 64, 1], "none")
+            self.discriminator = nn.ModuleDict({"covariates": covariates, "body": body})
         self.frozen_encoder = None
         if options.second_encoder == "frozen":
             self.frozen_encoder = self._copy_encoder()
@@ -159,8 +152,6 @@ class VCIModule(ExpressionModule):
         return Outcome(location, F.softplus(dispersion) + _LOWEST_SCALE)
 
     def _copy_encoder(self) -> nn.Module:
-        import copy
-
         frozen = copy.deepcopy(self.encoder)
         return frozen.requires_grad_(False)
 
@@ -182,6 +173,8 @@ class VCIModule(ExpressionModule):
             "covariates": self.covariate_code(tensors),
             "tokens": tokens,
             "step": self._per_step(),
+            "x": tensors[REGISTRY_KEYS.X_KEY],
+            "library": library,
         }
 
     def _generator(self, device: torch.device) -> torch.Generator | None:
@@ -189,7 +182,9 @@ class VCIModule(ExpressionModule):
         return None if self.training else torch.Generator(device).manual_seed(_VALIDATION_SEED)
 
     @auto_move_data
-    def inference(self, expression: Tensor, treatment: Tensor, covariates: Tensor, tokens: Tensor, step: dict) -> dict:
+    def inference(
+        self, expression: Tensor, treatment: Tensor, covariates: Tensor, tokens: Tensor, step: dict, **given: Tensor
+    ) -> dict:
         """Factual posterior, and ``n_draws`` draws from it, stacked."""
         mean, scale = self.encode(expression, treatment, covariates, step)
         shape = (self.options.n_draws, *mean.shape)
@@ -203,6 +198,7 @@ class VCIModule(ExpressionModule):
             "covariates": covariates,
             "tokens": tokens,
             "step": step,
+            **given,
         }
 
     def _get_generative_input(self, tensors: dict[str, Tensor], inference_outputs: dict) -> dict:
@@ -215,8 +211,15 @@ class VCIModule(ExpressionModule):
             drawn = self.table.draw_from_batch(stratum, own, self.options.cells_per_target, generator)
         else:
             drawn = self.table.draw(stratum, self.options.cells_per_target, generator)
+        keys = (
+            REGISTRY_KEYS.X_KEY,
+            REGISTRY_KEYS.BATCH_KEY,
+            REGISTRY_KEYS.CAT_COVS_KEY,
+            REGISTRY_KEYS.CONT_COVS_KEY,
+        )
         return {
             **inference_outputs,
+            "contexts": {key: tensors[key] for key in keys if key in tensors},
             "target": self.treatment_code(self.table.dosage[drawn], inference_outputs["tokens"]),
             "asked": stratum * self.table.n_treatments + drawn,
             "received": torch.where(own >= 0, stratum * self.table.n_treatments + own, -1),
@@ -233,13 +236,18 @@ class VCIModule(ExpressionModule):
         step: dict,
         asked: Tensor,
         received: Tensor,
+        x: Tensor,
+        library: Tensor,
+        contexts: dict[str, Tensor],
         **_: object,
     ) -> dict:
         """Outcome under the own treatment and under the target, and the posterior that the latter leads to."""
         n_draws, n_cells = len(z) // len(treatment), len(treatment)
         factual = self.decode(z, treatment.repeat(n_draws, 1), step)
         counterfactual = self.decode(z[:n_cells], target, step)
-        outcome = self.counterfactual_expression(expression, factual, counterfactual)
+        outcome = counterfactual_expression(
+            self, x, expression, library, factual.first(n_cells), counterfactual, self._generator(z.device)
+        )
         frozen = self.frozen_encoder is not None
         mean, scale = self.encode(outcome, target, covariates, step, frozen=frozen)
         return {
@@ -249,37 +257,12 @@ class VCIModule(ExpressionModule):
             "counterfactual_mean": mean,
             "counterfactual_scale": scale,
             "expression": expression,
-            "covariates": covariates,
+            "contexts": contexts,
             "treatment": treatment,
             "target": target,
             "asked": asked,
             "received": received,
         }
-
-    def counterfactual_expression(self, expression: Tensor, factual: Outcome, counterfactual: Outcome) -> Tensor:
-        """(cells, genes) y', the outcome under the target on the scale that the encoder sees.
-
-        ``"abducted"``: the cell's own expression, changed by what the decoder changes, so that it keeps its noise;
-        ``"mean"``: what the decoder expects; ``"sample"`` (of a Gaussian): a draw.
-        """
-        n_cells, kind = len(expression), self.options.outcome
-        if kind == "abducted":
-            shifted = expression + counterfactual.location - factual.location[:n_cells]
-            return F.relu(shifted) if self.log_normalize else shifted
-        if kind == "sample":
-            location = counterfactual.location
-            noise = torch.randn(location.shape, generator=self._generator(location.device), device=location.device)
-            return location + counterfactual.dispersion * noise
-        return counterfactual.location
-
-    def log_likelihood(self, x: Tensor, expression: Tensor, outcome: Outcome, library: Tensor) -> Tensor:
-        """(cells,) mean over genes of the log likelihood of cells."""
-        if self.gene_likelihood == "normal":
-            return Normal(outcome.location, outcome.dispersion, validate_args=False).log_prob(expression).mean(1)
-        mean = self.rate(outcome.location) * (library / NORMALIZED_TOTAL)
-        if outcome.dispersion.ndim == 1:
-            return nb_log_likelihood(x, mean, outcome.dispersion) / self.n_genes
-        return NegativeBinomial(mean, outcome.dispersion, validate_args=False).log_prob(x).mean(1)
 
     def loss(
         self,
@@ -289,6 +272,7 @@ class VCIModule(ExpressionModule):
         reconstruction_weight: float = 1.0,
         distribution_weight: float = 1.0,
         divergence_weight: float = 0.1,
+        prior_weight: float = 0.0,
     ) -> LossOutput:
         """The negative bound: reconstruction, distribution of counterfactuals, divergence of the two posteriors.
 
@@ -296,15 +280,16 @@ class VCIModule(ExpressionModule):
         ----------
         reconstruction_weight, distribution_weight, divergence_weight
             The three omegas of the paper. The first two terms are means over genes, the third a sum over latent dimensions.
+        prior_weight
+            Of the divergence of the posterior from N(0, I), summed over latent dimensions, which the published bound does not have.
         """
         x, library = tensors[REGISTRY_KEYS.X_KEY], self.library(tensors)
         n_draws, expression = self.options.n_draws, inference_outputs["expression"]
         factual = generative_outputs["factual"]
-        reconstruction = -self.log_likelihood(
-            x.repeat(n_draws, 1), expression.repeat(n_draws, 1), factual, library.repeat(n_draws, 1)
-        )
+        repeated = (values.repeat(n_draws, 1) for values in (x, expression))
+        reconstruction = -log_likelihood(self, *repeated, factual, library.repeat(n_draws, 1))
         reconstruction = reconstruction.view(n_draws, -1).mean(0)
-        distribution = distribution_loss(self, generative_outputs, library)
+        distribution = distribution_loss(self, generative_outputs)
         divergence = published_divergence if self.options.divergence == "published" else kl_normal
         posterior = inference_outputs["qz_mean"], inference_outputs["qz_scale"]
         other = generative_outputs["counterfactual_mean"], generative_outputs["counterfactual_scale"]
@@ -314,6 +299,9 @@ class VCIModule(ExpressionModule):
             + distribution_weight * distribution
             + divergence_weight * kl.mean()
         )
+        if prior_weight:
+            mean, scale = posterior
+            loss = loss + prior_weight * kl_standard_normal(mean, scale.square()).sum(1).mean()
         return LossOutput(
             loss=loss,
             reconstruction_loss=reconstruction,
@@ -360,35 +348,14 @@ class VCIModule(ExpressionModule):
         target = self.treatment_code(dosage.float(), target_tokens)
         mean, scale = self.encode(expression, own, covariates, step)
         z = mean + scale * _normal_like(mean, generator) if sample_latent else mean
-        after = self.decode(z, target, step)
-        if not self.options.keep_noise:
-            return self._predictive(after, library, z)
-        before = self.decode(z, own, step)
-        if self.gene_likelihood == "nb" and before.dispersion.ndim == 1:
-            to_counts = library / NORMALIZED_TOTAL
-            rates = self.rate(before.location) * to_counts, self.rate(after.location) * to_counts
-            counts = AbductedCounts(x, *rates, after.dispersion)
-            return CounterfactualOutput(mean=counts.mean, distribution=counts, latent=z)
-        if self.gene_likelihood == "nb":
-            return self._predictive(after, library, z)
-        residual = (expression - before.location) * (after.dispersion / before.dispersion)
-        shifted = after.location + residual
-        return CounterfactualOutput(mean=shifted.clamp_min(0.0) if self.log_normalize else shifted, latent=z)
+        before = self.decode(z, own, step) if self.options.keep_noise else None
+        return predict(self, x, expression, library, before, self.decode(z, target, step), z)
 
     def treatment_vectors(self, dosage: Tensor, token_inputs: dict[str, Tensor]) -> Tensor:
         """(n, d) what the first layer of the decoder makes of treatments, given as dosages over tokens."""
         tokens = self.treatment_code.tokens(token_inputs["one_hot"], token_inputs.get("features"))
         code = self.treatment_code(dosage, tokens)
         return code @ self.decoder[0].weight[:, self.options.n_latent :].T
-
-    def _predictive(self, outcome: Outcome, library: Tensor, z: Tensor) -> CounterfactualOutput:
-        """The distribution that the decoder gives, without the noise of the source cell (as published)."""
-        if self.gene_likelihood == "nb":
-            mean = self.rate(outcome.location) * (library / NORMALIZED_TOTAL)
-            distribution = NegativeBinomial(mean, outcome.dispersion.expand_as(mean), validate_args=False)
-            return CounterfactualOutput(mean=mean, distribution=distribution, latent=z)
-        distribution = Normal(outcome.location, outcome.dispersion.expand_as(outcome.location), validate_args=False)
-        return CounterfactualOutput(mean=outcome.location, distribution=distribution, latent=z)
 
 
 def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -32,6 +32,7 @@ class VCIOptions:
     normalization: Normalization = "layer"
     relu_heads: bool = False
     cell_dispersion: bool = False
+    encode_covariates: bool = False
     distribution_loss: DistributionLoss = "moments"
     divergence: Divergence = "kl"
     treatments: Treatments = "any"
@@ -49,6 +50,7 @@ PAPER = VCIOptions(
     normalization="batch",
     relu_heads=True,
     cell_dispersion=True,
+    encode_covariates=True,
     distribution_loss="match",
     divergence="published",
     treatments="published",

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 _N_REFERENCES = 20
 
 
-def distribution_loss(module: VCIModule, outputs: dict, library: Tensor) -> Tensor:
+def distribution_loss(module: VCIModule, outputs: dict) -> Tensor:
     """Loss of a batch; 0 where nothing was observed under any of the targets."""
     kind = module.options.distribution_loss
     if kind == "discriminator":
-        fake = _judge(module, outputs["outcome"], outputs["target"], outputs["covariates"])
+        fake = _judge(module, outputs["outcome"], outputs["target"], outputs["contexts"])
         return F.binary_cross_entropy_with_logits(fake, torch.ones_like(fake))
     if kind == "energy":
         return _energy(outputs)
@@ -30,12 +30,7 @@ def distribution_loss(module: VCIModule, outputs: dict, library: Tensor) -> Tens
     group = module.table.group.reshape(-1)[outputs["asked"]]
     if kind == "match":
         return _match(module, outputs["outcome"], group)
-    return _moments(module, outputs, group, library)
-
-
-def moments_scale(distribution: str, scale: str) -> str:
-    """Scale of the moments in the treatment table, given the loss and the scale of the module."""
-    return "normalized" if scale == "counts" and distribution == "moments" else "log1p" if scale == "counts" else scale
+    return _moments(module, outputs, group)
 
 
 def _match(module: VCIModule, predicted: Tensor, group: Tensor) -> Tensor:
@@ -45,27 +40,31 @@ def _match(module: VCIModule, predicted: Tensor, group: Tensor) -> Tensor:
     return _mean_where(per_cell, observed)
 
 
-def _moments(module: VCIModule, outputs: dict, group: Tensor, library: Tensor) -> Tensor:
-    """Mean (and variance) of the predicted population of each group against the observed ones."""
-    outcome = outputs["counterfactual"]
-    groups, member = torch.unique(group, return_inverse=True)
-    count = torch.zeros(len(groups), device=group.device).index_add_(
-        0, member, torch.ones_like(group, dtype=torch.float)
+def _moments(module: VCIModule, outputs: dict, after: Tensor) -> Tensor:
+    """Mean change of the cells that go from one observed group to another, against the difference of the two groups.
+
+    The change of a cell has little noise, because the cell is its own control; the difference of groups is what was observed.
+    """
+    table, received = module.table, outputs["received"]
+    before = torch.where(received >= 0, table.group.reshape(-1)[received.clamp_min(0)], -1)
+    observed = (after >= 0) & (before >= 0)
+    n_groups = len(table.mean)
+    key, member, count = torch.unique(
+        torch.where(observed, after * n_groups + before, -1), return_inverse=True, return_counts=True
     )
     share = (1.0 / count)[member].unsqueeze(1)
 
     def mean_of(values: Tensor) -> Tensor:
-        return torch.zeros(len(groups), values.shape[1], device=values.device).index_add(0, member, values * share)
+        return torch.zeros(len(key), values.shape[1], device=values.device).index_add(0, member, values * share)
 
-    place = groups.clamp_min(0)
-    observed_mean = module.table.mean[place]
-    if module.gene_likelihood == "nb":
-        predicted = mean_of(module.rate(outcome.location))
-        error = (torch.log1p(predicted) - torch.log1p(observed_mean)).square()
-    else:
-        error = (mean_of(outcome.location) - observed_mean).square()
-    weight = count * (groups >= 0)
-    return (error.mean(1) * weight).sum() / weight.sum().clamp_min(1.0)
+    change = outputs["outcome"] - outputs["expression"]
+    mean, weight = mean_of(change), count * (key >= 0)
+    pair = key.clamp_min(0)
+    error = (mean - (table.mean[pair // n_groups] - table.mean[pair % n_groups])).square()
+    # the mean of few cells is off by its own noise, and a loss that contains this noise shrinks the effects to lessen it
+    spread = (mean_of(change.square()) - mean.square()).clamp_min(0.0)
+    error = error - spread / (count - 1).clamp_min(1).unsqueeze(1)
+    return (error.mean(1) * weight).sum() / weight.sum().clamp_min(1)
 
 
 def _kernel(outputs: dict) -> Tensor:
@@ -94,13 +93,14 @@ def _mean_where(values: Tensor, where: Tensor) -> Tensor:
 # ---------------------------------------------------------------------- the discriminator
 
 
-def _judge(module: VCIModule, expression: Tensor, treatment: Tensor, covariates: Tensor) -> Tensor:
-    return module.discriminator(torch.cat([expression, treatment, covariates], 1)).squeeze(1)
+def _judge(module: VCIModule, expression: Tensor, treatment: Tensor, contexts: dict[str, Tensor]) -> Tensor:
+    covariates = module.discriminator["covariates"](contexts)
+    return module.discriminator["body"](torch.cat([expression, treatment, covariates], 1)).squeeze(1)
 
 
 def discriminator_loss(module: VCIModule, outputs: dict) -> Tensor:
     """Cross-entropy of the discriminator: observed cells are real, counterfactuals are not."""
-    covariates = outputs["covariates"].detach()
+    covariates = outputs["contexts"]
     real = _judge(module, outputs["expression"], outputs["treatment"].detach(), covariates)
     fake = _judge(module, outputs["outcome"].detach(), outputs["target"].detach(), covariates)
     return F.binary_cross_entropy_with_logits(real, torch.ones_like(real)) + F.binary_cross_entropy_with_logits(
