@@ -68,6 +68,8 @@ class Case:
 
 
 _TINY = {"n_latent": 4, "n_hidden": 8, "n_programmes": 6}
+_TINY_VCI = {"n_latent": 4, "n_hidden": 8}
+_GRAPH = {"n_latent": 4, "n_hidden": 8, "n_graph": 6, "n_node_features": 6}
 
 CASES = [
     Case("control-mean", "ControlMean"),
@@ -82,6 +84,20 @@ CASES = [
     Case("gim-hard", "GIM", {"n_nodes": 6, "n_hidden": 8, "intervention": "hard", "grn": "none"}, exact=False),
     Case("gim-mlp", "GIM", {"n_nodes": 6, "n_hidden": 8, "mechanism": "mlp", "n_kicks": 0}, exact=False),
     Case("gim-pca", "GIM", {"latent": "pca", "n_nodes": 4, "n_hidden": 8, "combination": "features"}, exact=False),
+    Case("graphvci", "GraphVCI", _GRAPH | {"gene_decoder": "att"}, exact=False),
+    Case("graphvci-dot", "GraphVCI", _GRAPH | {"gene_decoder": "dot", "aggregator": "mlp"}, exact=False),
+    Case("samsvae", "SAMSVAE", {"n_latent": 4, "n_hidden": 8}, exact=False),
+    Case("samsvae-dense", "SAMSVAE", {"n_latent": 4, "n_hidden": 8, "mechanism": "dense"}, exact=False),
+    Case(
+        "samsvae-paper",
+        "SAMSVAE",
+        {"preset": "paper", "n_latent": 4, "n_hidden": 8, "n_guide_hidden": 8, "n_particles": 2},
+        exact=False,
+    ),
+    Case("vci", "VCI", _TINY_VCI, exact=False),
+    Case("vci-normal", "VCI", _TINY_VCI | {"gene_likelihood": "normal", "encode_covariates": True}, exact=False),
+    Case("vci-discriminator", "VCI", _TINY_VCI | {"distribution_loss": "discriminator"}, exact=False),
+    Case("vci-paper", "VCI", _TINY_VCI | {"preset": "paper", "n_draws": 2}, exact=False),
     Case("sccvae-paper", "SCCVAE", {"preset": "paper", "n_latent": 6, "n_hidden": 8}, exact=False),
 ]
 

@@ -53,7 +53,9 @@ def edge_table(
         score = np.abs(weight)
         kept, level, cut = _above_noise(weight, is_prior, is_other, _shrinkage(options), threshold)
     if n_edges is not None:
-        kept = allowed & (score >= _nth_largest(score[allowed], n_edges)) & (score > 0)
+        strongest = np.argsort(np.where(allowed, -score, np.inf), kind="stable")[:n_edges]
+        kept = np.zeros_like(allowed)
+        kept[strongest] = allowed[strongest] & (score[strongest] > 0)
     listed = allowed & is_prior | kept
     others = np.flatnonzero(allowed & ~listed)
     if len(others) > n_listed:
@@ -71,10 +73,6 @@ def edge_table(
         }
     )
     return table, {"background": level, "threshold": cut, "n_candidates": int(allowed.sum())}
-
-
-def _nth_largest(score: np.ndarray, n: int) -> float:
-    return -np.inf if n >= len(score) else float(np.partition(score, len(score) - n)[len(score) - n])
 
 
 def _shrinkage(options: RefineOptions) -> tuple[float, float]:
