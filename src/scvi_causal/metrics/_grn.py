@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from ._grn_universe import PairUniverse, average_precision, keep_first, share_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-EFFECT_SIZE, HELD_OUT, RANDOM = "effect size", "held-out effects", "random"
+HELD_OUT, RANDOM = "held-out effects", "random"
 
 
 def grn_wasserstein(edges: pd.DataFrame, held_out: pd.DataFrame, *, excess: bool = False) -> float:
@@ -159,7 +159,7 @@ def score_grn(
     reference: pd.DataFrame | None = None,
     n_edges: int | Sequence[int] | None = None,
     score: str = "weight",
-    by: Literal["wasserstein", "excess", "lfc", "statistic"] = "wasserstein",
+    by: str | Sequence[str] = ("wasserstein", "statistic"),
     max_hops: int = 1,
     alpha: float = 0.05,
 ) -> pd.DataFrame:
@@ -172,8 +172,7 @@ def score_grn(
     held_out
         Table of :func:`pair_effects` of held-out cells: what is true.
     training
-        The same of the training cells: ranked by size (:func:`rank_by_effect`), it is the row ``"effect size"``, which a network has
-        to beat.
+        The same of the training cells: ranked by effect size (:func:`rank_by_effect`), they are the rows that a network has to beat.
     reference
         A network from elsewhere; see :func:`grn_auprc`.
     n_edges
@@ -182,15 +181,16 @@ def score_grn(
         Column that ranks the predicted edges, by absolute value; without it all are one tie. Of edges that tie at the cut, each
         counts in part, so that the order of rows does not matter.
     by
-        Measure of the effect size.
+        Measures of the effect size, one row for each. The distance is hard to beat in ``wasserstein``, the statistic in
+        ``significant`` and ``auprc_effects``.
     max_hops, alpha
         As in :func:`grn_false_omission_rate`.
 
     Returns
     -------
-    DataFrame indexed by ``(n_edges, ranking)``. The rankings are the predictions (``"predicted"`` if there is one), ``"effect size"``,
-    ``"held-out effects"`` (the ranking by the held-out cells themselves: an upper bound of the first columns) and ``"random"`` (what
-    chance gives). Columns:
+    DataFrame indexed by ``(n_edges, ranking)``. The rankings are the predictions (``"predicted"`` if there is one),
+    ``"effect size (wasserstein)"`` and so on, ``"held-out effects"`` (the ranking by the held-out cells themselves, by the first
+    measure: about what can be reached) and ``"random"`` (what chance gives). Columns:
 
     ``edges``
         how many count: ``n_edges``, or all that a shorter list has, which is then no fair match;
@@ -221,14 +221,17 @@ def score_grn(
     >>> held_out, training = (metrics.pair_effects(x[h], labels[h], screen.adata.var_names) for h in (~half, half))
     >>> table = metrics.score_grn(screen.grn, held_out, training)
     >>> table.index.get_level_values("ranking").tolist()
-    ['predicted', 'effect size', 'held-out effects', 'random']
+    ['predicted', 'effect size (wasserstein)', 'effect size (statistic)', 'held-out effects', 'random']
     """
     check_pairs(training, "training")
     pairs = PairUniverse(check_pairs(held_out, "held_out"), alpha)
     named = {"predicted": predicted} if isinstance(predicted, pd.DataFrame) else dict(predicted)
-    if taken := sorted(set(named) & {EFFECT_SIZE, HELD_OUT, RANDOM}):
+    measures = [by] if isinstance(by, str) else list(by)
+    added = {f"effect size ({measure})": rank_by_effect(training, measure) for measure in measures}
+    added[HELD_OUT] = rank_by_effect(held_out, measures[0])
+    if taken := sorted(set(named) & {*added, RANDOM}):
         raise ValueError(f"predicted: the names {taken} are those of the rankings that are added.")
-    frames = named | {EFFECT_SIZE: rank_by_effect(training, by), HELD_OUT: rank_by_effect(held_out, by)}
+    frames = named | added
     ranked = {name: pairs.place(frame, score if name in named else "weight") for name, frame in frames.items()}
     found = {name: int((ranked[name] > 0).sum()) for name in named}
     if not min(found.values(), default=0):
