@@ -53,3 +53,23 @@ def test_bands_cover_all_genes_together():
         single.append(((table["ci_low"] < 0) & (table["ci_high"] > 0)).all())
     assert 0.89 < np.mean(inside) < 0.99
     assert np.mean(single) < 0.75
+
+
+def test_called_genes_are_false_at_most_as_often_as_asked():
+    """Benjamini-Hochberg over genes and perturbations, genes correlated, a fifth of them with an effect."""
+    rng = np.random.default_rng(4)
+    treatment = np.repeat(["control", "A", "B"], [300, 60, 60])
+    false, found, plain = [], [], []
+    for _ in range(120):
+        y = rng.normal(size=(420, 3)) @ rng.normal(0, 0.5, (3, 60)) + rng.normal(size=(420, 60))
+        real = {name: rng.random(60) < 0.2 for name in ("A", "B")}
+        for name, genes in real.items():
+            y[treatment == name] += 0.8 * genes
+        table = estimate_effects(y, treatment, method="group")
+        true, called = np.concatenate([real["A"], real["B"]]), (table["padj"] < 0.05).to_numpy()
+        false.append((called & ~true).sum() / max(called.sum(), 1))
+        found.append(called[true].mean())
+        plain.append((table["pvalue"][~true] < 0.05).sum() / (table["pvalue"] < 0.05).sum())
+    assert 0.015 < np.mean(false) < 0.055
+    assert np.mean(found) > 0.6
+    assert np.mean(plain) > 0.1  # what p-values as they are would do
