@@ -71,7 +71,7 @@ def refine_grn(
     devices: int | list[int] | str = "auto",
     seed: int | None = None,
 ) -> pd.DataFrame:
-    r"""Refine a prior network by the expression of a screen :cite:p:`Wu2023graphVCI`.
+    r"""Refine a prior network by the expression of a screen :cite:p:`Wu2023GraphVCI`.
 
     Every gene is predicted from its regulators, for which each step draws anew: prior edges take part with a high
     probability, all others with a low one (eq. 11). An edge that the prior lacks has to explain what prior edges leave;
