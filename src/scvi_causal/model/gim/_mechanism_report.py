@@ -311,7 +311,7 @@ class MechanismMixin:
         values = pd.unique(pd.to_numeric(pd.Series(list(strengths), dtype=object), errors="coerce").astype(float))
         if not len(values) or not np.isfinite(values).all():
             raise ValueError(f"strengths has to be a list of finite numbers, got {list(strengths)!r}.")
-        output = output or ("log1p" if self.module.scale == "log1p" else "normalized")
+        output = output or ("log1p" if self.module.of_counts else "normalized")
         parts = []
         for value in values:
             with self._overridden({} if vary == "dosage" else {vary: value}):

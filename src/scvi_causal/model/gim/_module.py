@@ -57,7 +57,8 @@ class GIMModule(CausalModule):
         target_price: float = 2.0,
     ):
         super().__init__()
-        self.scale, self.n_categories = scale, tuple(n_categories)
+        self._set_scale(scale)
+        self.n_categories = tuple(n_categories)
         self.hard, self.n_mechanism_hidden = hard, n_mechanism_hidden
         self.n_hidden, self.dropout_rate = n_hidden, dropout_rate
         self.combination, self.target_price = combination, target_price
@@ -66,6 +67,11 @@ class GIMModule(CausalModule):
         self.training_set: TrainingSet | None = None
         self.validation_set: TrainingSet | None = None
         self._lookup: dict | None = None
+
+    def _set_scale(self, scale: str) -> None:
+        """Nodes of counts live on log1p of counts per 10,000; cells are predicted as counts."""
+        self.of_counts = scale == "log1p"
+        self.scale = "counts" if self.of_counts else "continuous"
 
     @property
     def device(self) -> torch.device:
@@ -84,8 +90,8 @@ class GIMModule(CausalModule):
         """
         g, d, k = sizes["n_genes"], sizes["n_nodes"], sizes["n_conditions"]
         floats = {
-            "control_rate": (sizes["n_strata"] + 1 if self.scale == "log1p" else 0, g),
-            "dispersion": (g if self.scale == "log1p" else 0,),
+            "control_rate": (sizes["n_strata"] + 1 if self.of_counts else 0, g),
+            "dispersion": (g if self.of_counts else 0,),
             "node_center": (sizes["n_strata"] + 1, d),
             "node_scale": (d,),
             "encoder": (g if sizes["encoded"] else 0, d),
@@ -124,7 +130,7 @@ class GIMModule(CausalModule):
 
     def on_load(self, model: Any, **kwargs: Any) -> None:
         """Make room for the saved tensors, whose sizes only the saved model knows."""
-        self.scale = model.scale_
+        self._set_scale(model.scale_)
         if model.sizes_:
             self.build(model.sizes_)
 
@@ -238,9 +244,9 @@ class GIMModule(CausalModule):
     # ------------------------------------------------------------------ cells
 
     def expression(self, tensors: dict[str, Tensor]) -> Tensor:
-        """(n, n_genes) expression of cells on the scale of the module."""
+        """(n, n_genes) expression of cells on the scale of the nodes."""
         x = tensors[REGISTRY_KEYS.X_KEY]
-        if self.scale == "continuous":
+        if not self.of_counts:
             return x
         return torch.log1p(x * (NORMALIZED_TOTAL / self.library(tensors)))
 
@@ -302,7 +308,7 @@ class GIMModule(CausalModule):
             change = self._change_of_cells(x, strata, own.take(own_which), target)
         else:
             change = self.mechanisms.spread(target.expected) - before
-        if self.scale == "continuous":
+        if not self.of_counts:
             return CounterfactualOutput(x + change @ self.readout)
         rate = change_rate(self.control_rate[strata], before @ self.readout)
         moved = MovedCounts(

@@ -128,8 +128,9 @@ class MovedCounts:
     r"""Cells whose genes are expressed at other rates: what a module predicts, in expectation and in draws.
 
     Counts that have a Poisson distribution given the rate of a cell have it after thinning, with the share of the rate that is
-    left, and after adding counts with the rate that is gained. The rate of a cell is known from its counts as far as cells differ by more than
-    chance: :math:`E[r \mid x] = \mu (x + \theta) / (\mu l + \theta)` for an inverse dispersion :math:`\theta`.
+    left, and after adding counts with the rate that is gained. Rates of cells differ by a gamma distribution with inverse dispersion
+    :math:`\theta`; given its counts that of a cell has it too, :math:`r / \mu \sim \mathrm{Gamma}(x + \theta, \mu l + \theta)`, so
+    that negative binomial counts stay negative binomial with the same dispersion.
 
     Parameters
     ----------
@@ -148,21 +149,23 @@ class MovedCounts:
     def __init__(self, counts: Tensor, library: Tensor, before: Tensor, log_fold: Tensor, dispersion: Tensor):
         depth = library / NORMALIZED_TOTAL
         after = change_rate(before, log_fold)
-        self.counts, self.depth = counts, depth
+        self.counts = counts
         self.kept = torch.where(after < before, after / before.clamp_min(1e-12), 1.0)
-        share = (counts + dispersion) / (before * depth + dispersion)
-        self.added = (after - before).clamp_min(0.0) * depth * share
+        # the rate of a cell relative to the mean, given its counts, has a gamma distribution with this shape and rate
+        self.shape, self.rate = counts + dispersion, before * depth + dispersion
+        self.gained = (after - before).clamp_min(0.0) * depth
 
     @property
     def mean(self) -> Tensor:
-        """(n, g) log(1 + expected counts per 10,000)."""
-        return torch.log1p((self.counts * self.kept + self.added) / self.depth)
+        """(n, g) expected counts."""
+        return self.counts * self.kept + self.gained * self.shape / self.rate
 
     def sample(self) -> Tensor:
-        """(n, g) log(1 + counts per 10,000) of drawn cells."""
+        """(n, g) counts of drawn cells."""
         kept = torch.binomial(self.counts, self.kept.expand_as(self.counts).contiguous())
         kept = torch.where(self.kept < 1, kept, self.counts)
-        return torch.log1p((kept + torch.poisson(self.added)) / self.depth)
+        share = torch.distributions.Gamma(self.shape, self.rate).sample()
+        return kept + torch.poisson(self.gained * share)
 
 
 def change_rate(rate: Tensor, log_fold: Tensor) -> Tensor:
