@@ -27,7 +27,7 @@ from scvi_causal.nn import (
 
 def module_of(n_genes=6, n_tokens=3, preset="paper", **options) -> VCIModule:
     options = resolve_options(preset, {"n_latent": 4, "n_hidden": 8, **options})
-    return VCIModule(n_genes, torch.arange(n_tokens), gene_likelihood="normal", log_normalize=False, options=options)
+    return VCIModule(n_genes, n_tokens, gene_likelihood="normal", log_normalize=False, options=options)
 
 
 # ---------------------------------------------------------------------- 1: likelihoods
@@ -80,9 +80,7 @@ def test_published_heads_have_a_floor():
 
 def test_shapes_of_the_published_networks():
     options = PAPER
-    module = VCIModule(
-        200, torch.arange(7), None, 2, [3], gene_likelihood="normal", log_normalize=True, options=options
-    )
+    module = VCIModule(200, 7, None, 2, [3], gene_likelihood="normal", log_normalize=True, options=options)
     linear = [m for m in module.encoder.modules() if isinstance(m, torch.nn.Linear)]
     # [256 + K + 16 J, 128, 128, 2 * 128], K with a column for control
     assert [(m.in_features, m.out_features) for m in linear] == [(256 + 8 + 32, 128), (128, 128), (128, 256)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from scvi import REGISTRY_KEYS
 from torch import Tensor, nn
 
@@ -42,58 +43,74 @@ def mlp(
 
 
 class TreatmentCode(nn.Module):
-    """From dosages of tokens to the vector that encoder and decoder see.
+    """From dosages of tokens to the vector that encoder and decoder see: the sum of dosage times code over the tokens.
 
-    A treatment is the sum of dosage times code over its tokens. The code of a token is one-hot, or a small network of its
-    features, so that unseen tokens have one as well; tokens without features keep a one-hot part.
+    The code of a token that training saw is one-hot. That of any other token is a mixture of those: the mean of all, moved by
+    its features as far as features told the effects of training tokens apart (:meth:`set_mixture`).
 
     Parameters
     ----------
-    one_hot
-        (n_tokens,) column of each token of the vocabulary in the one-hot part, or -1.
+    n_tokens
+        Size of the vocabulary.
     features
-        (n_tokens, n_features) features of the vocabulary, if there are any.
-    n_code
-        Dimensions of what becomes of the features.
+        (n_tokens, n_features) features of its tokens, if there are any.
     control_column
         Whether control has a column of its own, as published.
     """
 
-    def __init__(self, one_hot: Tensor, features: Tensor | None = None, n_code: int = 32, control_column: bool = False):
+    def __init__(self, n_tokens: int, features: Tensor | None = None, control_column: bool = False):
         super().__init__()
-        self.n_one_hot = int(one_hot.max()) + 1 if len(one_hot) else 0
-        self.control_column = control_column
-        self.register_buffer("one_hot", one_hot)
-        # columns of tokens that training saw; the weights of the others are where they started
-        self.register_buffer("trained", torch.ones(self.n_one_hot, dtype=torch.bool))
-        self.register_buffer("features", features)
-        self.of_features = None if features is None else mlp([features.shape[1], 64, n_code], "none")
-        self.n_code = self.n_one_hot + (0 if features is None else n_code) + control_column
+        self.n_tokens, self.control_column = n_tokens, control_column
+        self.n_code = n_tokens + control_column
+        n_features = 0 if features is None else features.shape[1]
+        self.register_buffer("features", torch.zeros(n_tokens, 0) if features is None else features)
+        self.register_buffer("trained", torch.ones(n_tokens, dtype=torch.bool))
+        self.register_buffer("mixture", torch.zeros(n_tokens))
+        self.register_buffer("feature_center", torch.zeros(n_features))
+        self.register_buffer("feature_map", torch.zeros(n_features, n_tokens))
 
     def vocabulary(self) -> Tensor:
-        """(n_tokens, n) codes of the tokens of the vocabulary."""
-        return self.tokens(self.one_hot, self.features)
+        """(n_tokens, n_tokens) codes of the tokens of the vocabulary."""
+        return self.tokens(torch.arange(self.n_tokens, device=self.trained.device), self.features)
 
-    def tokens(self, one_hot: Tensor, features: Tensor | None = None) -> Tensor:
-        """(T, n) codes of tokens.
+    def tokens(self, index: Tensor, features: Tensor | None = None) -> Tensor:
+        """(T, n_tokens) codes of tokens.
 
         Parameters
         ----------
-        one_hot
-            (T,) column of each token, or -1.
+        index
+            (T,) place of each token in the vocabulary, or -1.
         features
             (T, n_features)
         """
-        code = torch.zeros(len(one_hot), self.n_one_hot, device=one_hot.device)
-        known = one_hot >= 0
-        code[known, one_hot[known]] = self.trained[one_hot[known]].to(code)
-        if self.of_features is None:
-            return code
-        # what is described has no one-hot part, and the other way round
-        return torch.cat([code, self.of_features(features) * ~known[:, None]], 1)
+        place = index.clamp_min(0)
+        seen = (index >= 0) & self.trained[place]
+        mixture = self.mixture.expand(len(index), -1)
+        if features is not None and features.shape[1]:
+            mixture = mixture + (features - self.feature_center) @ self.feature_map
+        return torch.where(seen[:, None], F.one_hot(place, self.n_tokens).to(mixture), mixture)
+
+    @torch.no_grad()
+    def set_mixture(self, trained: Tensor, center: Tensor | None = None, weights: Tensor | None = None) -> None:
+        """Say which tokens were trained, and how the codes of others follow from features.
+
+        Parameters
+        ----------
+        trained
+            (n_tokens,) bool
+        center, weights
+            (n_features,) and (n_features, n_tokens); without them an untrained token is the mean of the trained ones.
+        """
+        self.trained.copy_(trained)
+        self.mixture.copy_(trained / trained.sum().clamp_min(1))
+        self.feature_center.zero_()
+        self.feature_map.zero_()
+        if center is not None:
+            self.feature_center.copy_(center)
+            self.feature_map.copy_(weights)
 
     def forward(self, dosage: Tensor, tokens: Tensor) -> Tensor:
-        """(cells, n_code) codes of treatments, from (cells, T) dosages and (T, n) codes of tokens."""
+        """(cells, n_code) codes of treatments, from (cells, T) dosages and (T, n_tokens) codes of tokens."""
         code = dosage @ tokens
         return torch.cat([code, (dosage == 0).all(1, keepdim=True).to(code)], 1) if self.control_column else code
 

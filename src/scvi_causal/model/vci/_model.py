@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
-from scvi_causal._constants import CAUSAL_KEYS
 from scvi_causal.data import Vocabulary
 from scvi_causal.model.base import CausalModel
 from scvi_causal.model.base._data_type import DataType, GeneLikelihood, check_choice, resolve_data_type
@@ -26,6 +25,7 @@ from scvi_causal.model.vci._options import (
     resolve_options,
 )
 from scvi_causal.model.vci._treatments import build_table
+from scvi_causal.model.vci._unseen import normalised_features, set_unseen_codes
 from scvi_causal.train import AdversarialCausalTrainingPlan
 
 if TYPE_CHECKING:
@@ -160,7 +160,6 @@ class VCI(CausalModel):
         data_type = resolve_data_type(self, data_type)
         self._log_normalize = data_type == "counts"
         gene_likelihood = self._resolve_likelihood(gene_likelihood, data_type)
-        self._set_tokens()
         self.module = self._module_cls(**self._module_arguments(gene_likelihood))
         self._set_training_defaults()
         self._model_summary_string = (
@@ -195,7 +194,7 @@ class VCI(CausalModel):
         mappings = self._field_state(REGISTRY_KEYS.CAT_COVS_KEY).get("mappings", {})
         return {
             "n_genes": self.summary_stats.n_vars,
-            "one_hot": tokens["one_hot"],
+            "n_tokens": len(self._vocabulary),
             "features": tokens.get("features"),
             "n_batch": self.summary_stats.n_batch,
             "n_categories": [len(mappings[name]) for name in mappings],
@@ -237,18 +236,20 @@ class VCI(CausalModel):
 
     # ------------------------------------------------------------------ tokens
 
-    def _set_tokens(self) -> None:
-        """Columns of the one-hot code: of all tokens, or of those without features where features are registered."""
-        tokens = np.asarray(self._vocabulary.tokens, dtype=str)
-        if self._has_features():
-            described = np.asarray(self._field_state(CAUSAL_KEYS.FEATURES)["feature_tokens"]).astype(str)
-            tokens = tokens[~np.isin(tokens, described)]
-        self._one_hot = {token: i for i, token in enumerate(tokens)}
-
     def _get_token_inputs(self, tokens: list[str], features: pd.DataFrame | None) -> dict[str, Tensor]:
         inputs = super()._get_token_inputs(tokens, features)
-        inputs["one_hot"] = torch.tensor([self._one_hot.get(token, -1) for token in tokens], dtype=torch.int64)
-        return inputs
+        matrix, _ = normalised_features(self, tokens, features)
+        return inputs if matrix is None else {**inputs, "features": torch.from_numpy(matrix.astype(np.float32))}
+
+    def _predictable(self, tokens: list[str], features: pd.DataFrame | None = None) -> list[tuple[bool, str]]:
+        """Whether each token can be a target, and what its prediction then rests on."""
+        informative, seen = bool(self.module.treatment_code.feature_map.any()), set(self.seen_tokens_.tolist())
+        found = []
+        for token, (ok, reason) in zip(tokens, super()._predictable(tokens, features), strict=True):
+            if ok and token not in seen and not informative:
+                reason = "not seen in training, gets the mean response: its features predict no better than that"
+            found.append((ok, reason))
+        return found
 
     def _perturbation_vectors(
         self, labels: np.ndarray, features: pd.DataFrame | None
@@ -283,11 +284,8 @@ class VCI(CausalModel):
         self.module.table = table.to(self.module.device)
 
     def _after_training(self) -> None:
-        """Note which one-hot columns were trained: a token that was not seen has no effect, rather than a random one."""
-        trained = [column for token, column in self._one_hot.items() if token in set(self.seen_tokens_.tolist())]
-        mask = torch.zeros(self.module.treatment_code.n_one_hot, dtype=torch.bool)
-        mask[trained] = True
-        self.module.treatment_code.trained = mask.to(self.module.device)
+        """Say what stands in for tokens without cells."""
+        set_unseen_codes(self, np.sort(np.asarray(self.train_indices)))
 
     def _names_a_control(self) -> np.ndarray:
         """(n_obs,) cells whose label contains the name of a control, which the published sampler leaves out."""

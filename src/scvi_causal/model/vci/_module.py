@@ -40,8 +40,8 @@ class VCIModule(ExpressionModule):
     ----------
     n_genes, n_batch, n_categories, n_continuous
         Sizes of the data: genes, batches, categories of each categorical covariate, continuous covariates.
-    one_hot, features
-        Of the tokens of the vocabulary, see :class:`TreatmentCode`.
+    n_tokens, features
+        Size of the vocabulary and features of its tokens, see :class:`TreatmentCode`.
     gene_likelihood
         ``"nb"`` for counts or ``"normal"``.
     log_normalize
@@ -53,7 +53,7 @@ class VCIModule(ExpressionModule):
     def __init__(
         self,
         n_genes: int,
-        one_hot: Tensor,
+        n_tokens: int,
         features: Tensor | None = None,
         n_batch: int = 1,
         n_categories: Sequence[int] = (),
@@ -67,7 +67,7 @@ class VCIModule(ExpressionModule):
         self.n_genes, self.options = n_genes, options
         self.gene_likelihood, self.log_normalize = gene_likelihood, log_normalize
         self.scale = "counts" if gene_likelihood == "nb" else "log1p" if log_normalize else "continuous"
-        self.treatment_code = TreatmentCode(one_hot, features, control_column=options.treatments == "published")
+        self.treatment_code = TreatmentCode(n_tokens, features, control_column=options.treatments == "published")
         categories = n_categories if options.encode_covariates else ()
         self.covariate_code = CovariateCode(n_batch, categories, n_continuous, options.n_covariate)
         self.outcome_embedding = nn.Sequential(nn.Linear(n_genes, options.n_outcome), nn.ReLU())
@@ -344,7 +344,7 @@ class VCIModule(ExpressionModule):
         expression, covariates = self.log_expression(x, library), self.covariate_code(tensors)
         own_dosage = tensors[CAUSAL_KEYS.PERTURBATION].float()
         own = self.treatment_code(own_dosage, self.treatment_code.vocabulary())
-        target_tokens = self.treatment_code.tokens(token_inputs["one_hot"], token_inputs.get("features"))
+        target_tokens = self.treatment_code.tokens(token_inputs["index"], token_inputs.get("features"))
         target = self.treatment_code(dosage.float(), target_tokens)
         mean, scale = self.encode(expression, own, covariates, step)
         z = mean + scale * _normal_like(mean, generator) if sample_latent else mean
@@ -353,7 +353,7 @@ class VCIModule(ExpressionModule):
 
     def treatment_vectors(self, dosage: Tensor, token_inputs: dict[str, Tensor]) -> Tensor:
         """(n, d) what the first layer of the decoder makes of treatments, given as dosages over tokens."""
-        tokens = self.treatment_code.tokens(token_inputs["one_hot"], token_inputs.get("features"))
+        tokens = self.treatment_code.tokens(token_inputs["index"], token_inputs.get("features"))
         code = self.treatment_code(dosage, tokens)
         return code @ self.decoder[0].weight[:, self.options.n_latent :].T
 
