@@ -119,6 +119,11 @@ def test_combinations_add_up(model):
         model.get_perturbation_embedding([label], None).X[0] for label in ("drug001", "drug002", "drug001+drug002")
     )
     np.testing.assert_allclose(one + other, both, atol=1e-5)
+    # drugs that were given alone at this dosage do together what their own cells say, not what features say
+    found = model.get_intervention_targets(["drug001", "drug002", "drug001+drug002"], dosage=[0.5, 2.0, "0.5+2"])
+    effect = found.pivot(index="node", columns="perturbation", values="effect")
+    np.testing.assert_allclose(effect["drug001"] + effect["drug002"], effect["drug001+drug002"], atol=1e-4)
+    assert found.loc[found["perturbation"] != "drug001+drug002", "responsibility"].notna().all()
     assert model.get_perturbation_embedding(["control"]).X.any() == False  # noqa: E712
 
 

@@ -145,17 +145,27 @@ class GIMModule(CausalModule):
         return logit, size if self.sizes["with_dosage"] else size * dosage[:, None]
 
     def combined(
-        self, features: Tensor, dosage: Tensor, node: Tensor, members: Tensor, unseen: Tensor | None = None
+        self,
+        features: Tensor,
+        dosage: Tensor,
+        node: Tensor,
+        members: Tensor,
+        unseen: Tensor | None = None,
+        inferred: dict[int, tuple[int, float]] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(n, d) log odds and sizes of combinations with ``members`` (n, n_parts).
 
-        Parts that are ``unseen`` (n_parts,) get what features say of them as far as features are to be trusted.
+        Parts that are ``unseen`` (n_parts,) get what features say of them as far as features are to be trusted; parts that are
+        training conditions by themselves what was ``inferred`` from their cells, given as by :func:`find_seen`.
         """
         if self.combination == "superposition":
             logit, size = self.interventions_of_parts(features, dosage, node)
             if unseen is not None and unseen.any():
                 own = own_nodes(node, self.sizes["n_nodes"])
                 logit, size = self._with_trust(logit, size, own, unseen, dosage)
+            for part, (condition, factor) in (inferred or {}).items():
+                logit[part] = torch.logit(self.responsibility[condition].clamp(1e-6, 1 - 1e-6))
+                size[part] = self.posterior_size[condition] * factor
             return combine(logit, size, members)
         own = (members @ own_nodes(node, self.sizes["n_nodes"])).clamp_max(1.0)
         x = part_features(features, dosage, bool(self.sizes["with_dosage"]))
@@ -205,8 +215,12 @@ class GIMModule(CausalModule):
         members[row, torch.arange(len(row), device=row.device)] = 1.0
         index = inputs["index"][token]
         unseen = (index < 0) | (self.token_seen[index.clamp_min(0)] == 0)
-        node = inputs["node"][token]
-        logit, sizes = self.combined(inputs["features"][token], dosage[row, token], node, members, unseen)
+        node, inferred = inputs["node"][token], None
+        if use_seen and self.combination == "superposition":
+            alone = torch.zeros(len(row), dosage.shape[1], dtype=dosage.dtype, device=dosage.device)
+            alone[torch.arange(len(row), device=row.device), token] = dosage[row, token]
+            inferred = find_seen(self, alone, inputs["index"])
+        logit, sizes = self.combined(inputs["features"][token], dosage[row, token], node, members, unseen, inferred)
         perturbed = members.any(1)[:, None]
         probability, size = torch.where(perturbed, torch.sigmoid(logit), 0.0), torch.where(perturbed, sizes, 0.0)
         if use_seen:
