@@ -153,7 +153,8 @@ def scrublet_doublets(
         block = x[rows]
         part = AnnData(sp.csr_matrix(block, dtype=np.float32))
         try:
-            sc.pp.scrublet(part, random_state=seed, verbose=False)
+            # exact neighbours: the same on every machine, and what the approximate search returns is not read by every scanpy
+            sc.pp.scrublet(part, random_state=seed, verbose=False, use_approx_neighbors=False)
         except ValueError as error:
             raise ValueError(
                 f"Scrublet cannot work on the {plural(rows.size, 'cell')} and {plural(x.shape[1], 'gene')} of batch {batch!r} "
