@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scvi
+from anndata import AnnData
 from sklearn.metrics import average_precision_score
 
 from scvi_causal import GIM
@@ -180,6 +181,63 @@ def test_history_and_restarts_are_kept(model):
     assert losses[-1] < losses[0]
     assert model.restarts_["chosen"].sum() == 1
     assert {"edge_penalty", "dag_weight", "n_edges", "bic"} <= set(model.restarts_)
+
+
+# ---------------------------------------------------------------------- counts
+
+
+@pytest.fixture(scope="module")
+def two_depths():
+    """Counts of two cell types, one of which has four times the library and another baseline; the drug was given to one."""
+    rng = np.random.default_rng(0)
+    n, g = 400, 40
+    cell_type = np.repeat(["shallow", "deep", "shallow", "deep"], n)
+    treated = np.repeat([False, False, True, True], n)
+    rate = rng.gamma(2.0, 6.0, size=(2, g))[(cell_type == "deep").astype(int)]
+    rate = rate * np.where(treated[:, None] & (np.arange(g) < 12), np.where(np.arange(g) < 6, 4.0, 0.25), 1.0)
+    library = np.where(cell_type == "deep", 8_000, 2_000)
+    x = rng.poisson(rate * rng.gamma(3.0, 1 / 3, size=rate.shape) * library[:, None] / 1e4).astype(np.float32)
+    obs = pd.DataFrame(
+        {"perturbation": np.where(treated, "drug", "control"), "cell_type": cell_type, "library": library}
+    )
+    adata = AnnData(x, obs=obs.set_index(obs.index.astype(str)))
+    adata.obs["split"] = np.where(treated & (cell_type == "deep"), "test", "train")
+    setup = {"size_factor_key": "library", "categorical_covariate_keys": ["cell_type"]}
+    options = {"n_nodes": 12, "edge_penalties": (0.06,), "dag_weights": (0.0,), "n_kicks": 0}
+    train = {"max_epochs": 4, "split_key": "split", "train_size": None}
+    return fit(adata, setup=setup, train=train, **options)
+
+
+def test_a_fold_is_carried_over_to_another_depth_and_baseline(two_depths):
+    adata = two_depths.adata
+    here = (adata.obs["cell_type"] == "deep").to_numpy()
+    controls, held = (np.flatnonzero(here & (adata.obs["split"] == s).to_numpy()) for s in ("train", "test"))
+    drawn = two_depths.predict_counterfactual(["drug"], indices=controls, output="counts", sample=True, seed=0).X
+    np.testing.assert_array_equal(drawn, np.round(drawn))
+    log = lambda x: np.log1p(x / 0.8)
+    truth, before = log(adata.X[held]).mean(0), log(adata.X[controls]).mean(0)
+    shallow = [adata.X[(~here) & (adata.obs["perturbation"] == p).to_numpy()] / 0.2 for p in ("drug", "control")]
+    translated = before + np.log1p(shallow[0]).mean(0) - np.log1p(shallow[1]).mean(0)
+    error = np.square(log(drawn).mean(0) - truth).sum()
+    assert error < 0.35 * np.square(translated - truth).sum()
+    assert error < 0.03 * np.square(before - truth).sum()
+    np.testing.assert_allclose((drawn == 0).mean(0), (adata.X[held] == 0).mean(0), atol=0.12)
+    assert log(drawn).var(0).sum() == pytest.approx(log(adata.X[held]).var(0).sum(), rel=0.12)
+    expected = two_depths.predict_counterfactual(["drug"], indices=controls, output="counts").X
+    np.testing.assert_allclose(expected.mean(0), drawn.mean(0), rtol=0.1, atol=0.15)
+
+
+def test_treated_counts_become_controls_again(two_depths):
+    adata = two_depths.adata
+    rows = (adata.obs["cell_type"] == "shallow").to_numpy()
+    treated, controls = (
+        np.flatnonzero(rows & (adata.obs["perturbation"] == p).to_numpy()) for p in ("drug", "control")
+    )
+    back = two_depths.predict_counterfactual(["control"], indices=treated, output="counts", sample=True, seed=0).X
+    moved = np.square(adata.X[treated].mean(0) - adata.X[controls].mean(0)).sum()
+    assert np.square(back.mean(0) - adata.X[controls].mean(0)).sum() < 0.05 * moved
+    same = two_depths.predict_counterfactual(["drug"], indices=treated, output="counts", sample=True, seed=0).X
+    np.testing.assert_array_equal(same, adata.X[treated])
 
 
 # ---------------------------------------------------------------------- options

@@ -266,7 +266,7 @@ class MechanismMixin:
         vary: Varied = "strength",
         indices: Sequence[int] | None = None,
         max_cells: int = 200,
-        output: str | None = None,
+        output: str = "normalized",
         sample: bool = False,
         seed: int | None = 0,
     ) -> AnnData:
@@ -286,7 +286,7 @@ class MechanismMixin:
         max_cells
             See ``indices``.
         output, sample, seed
-            As in :meth:`predict_counterfactual`; ``output`` is by default ``"log1p"`` for counts. All share their random numbers.
+            As in :meth:`predict_counterfactual`. All share their random numbers. Curves on ``"log1p"`` need ``sample=True``.
 
         Returns
         -------
@@ -311,7 +311,6 @@ class MechanismMixin:
         values = pd.unique(pd.to_numeric(pd.Series(list(strengths), dtype=object), errors="coerce").astype(float))
         if not len(values) or not np.isfinite(values).all():
             raise ValueError(f"strengths has to be a list of finite numbers, got {list(strengths)!r}.")
-        output = output or ("log1p" if self.module.of_counts else "normalized")
         parts = []
         for value in values:
             with self._overridden({} if vary == "dosage" else {vary: value}):
