@@ -77,6 +77,9 @@ class VCI(CausalModel):
         observed in its stratum; ``"published"``: any but control, and none whose label contains the name of a control.
     include_control
         Whether control is among them.
+    shrink_effects
+        Whether the observed differences of groups are first shrunk as far as sampling noise explains them (empirical Bayes, as in
+        :class:`~scvi_causal.SCCVAE`).
     encode_covariates
         Whether the encoder is told the categorical covariates of a cell (as published). Without, the state of a cell says what kind
         of cell it is, and a cell type whose treated cells were never seen is decoded like those that resemble it. Batch and
@@ -129,6 +132,7 @@ class VCI(CausalModel):
         relu_heads: bool | None = None,
         counterfactual_treatments: Treatments | None = None,
         include_control: bool | None = None,
+        shrink_effects: bool | None = None,
         encode_covariates: bool | None = None,
         counterfactual_outcome: Outcome | None = None,
         second_encoder: SecondEncoder | None = None,
@@ -151,6 +155,7 @@ class VCI(CausalModel):
                 "relu_heads": relu_heads,
                 "treatments": counterfactual_treatments,
                 "include_control": include_control,
+                "shrink_effects": shrink_effects,
                 "encode_covariates": encode_covariates,
                 "outcome": counterfactual_outcome,
                 "second_encoder": second_encoder,
@@ -272,6 +277,7 @@ class VCI(CausalModel):
         rows = np.arange(self.adata.n_obs) if train_idx is None else np.sort(np.asarray(train_idx))
         options = self._options
         excluded = self._names_a_control() if options.treatments == "published" else None
+        column = {gene: i for i, gene in enumerate(self._var_names())}
         table = build_table(
             self.adata_manager,
             rows,
@@ -280,6 +286,8 @@ class VCI(CausalModel):
             options.treatments,
             options.include_control,
             excluded,
+            options.shrink_effects,
+            np.array([column.get(token, -1) for token in self._vocabulary.tokens], dtype=np.int64),
         )
         self.module.table = table.to(self.module.device)
 

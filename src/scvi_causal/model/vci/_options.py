@@ -38,6 +38,7 @@ class VCIOptions:
     treatments: Treatments = "any"
     include_control: bool = True
     cells_per_target: int = 16
+    shrink_effects: bool = True
     outcome: Outcome = "abducted"
     second_encoder: SecondEncoder = "live"
     n_draws: int = 1
@@ -56,6 +57,7 @@ PAPER = VCIOptions(
     treatments="published",
     include_control=False,
     cells_per_target=1,
+    shrink_effects=False,
     outcome="sample",
     n_draws=30,
     keep_noise=False,

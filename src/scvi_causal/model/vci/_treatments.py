@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from scvi_causal._constants import CAUSAL_KEYS
 from scvi_causal.data import condition_codes
 from scvi_causal.dataloaders import get_strata
+from scvi_causal.model.base._condition_effects import condition_effects
 from scvi_causal.model.base._group_moments import group_moments, iterate_expression
+from scvi_causal.model.base._shrinkage import shrink_effects
 
 if TYPE_CHECKING:
     from scvi.data import AnnDataManager
@@ -119,6 +121,8 @@ def build_table(
     treatments: str,
     include_control: bool,
     excluded: np.ndarray | None = None,
+    shrink: bool = False,
+    target_gene: np.ndarray | None = None,
 ) -> TreatmentTable:
     """Treatment table of training cells.
 
@@ -139,6 +143,11 @@ def build_table(
         Whether control is a treatment.
     excluded
         (n_obs,) cells whose treatment may not be asked for.
+    shrink
+        Whether differences of groups are shrunk as far as sampling noise explains them, see
+        :func:`~scvi_causal.model.base._shrinkage.shrink_effects`.
+    target_gene
+        (n_tokens,) gene that each token targets, or -1; for the shrinkage.
 
     Raises
     ------
@@ -167,6 +176,10 @@ def build_table(
     counts[keys] = moments.n_cells
     counts = counts.reshape(n_strata + 1, n_treatments)
     table = conditions[seen].toarray()
+    mean, group = moments.mean, group.reshape(n_strata + 1, n_treatments)
+    if shrink and (table != 0).any() and (table == 0).all(1).any():
+        contexts = get_strata(manager, with_batch=False)[rows]
+        mean = _shrunken_means(manager, rows, scale, mean, group, table, stratum, contexts, target_gene)
     allowed = np.ones(n_treatments, dtype=bool) if include_control else (table != 0).any(1)
     if excluded is not None:
         allowed &= ~np.isin(seen, np.unique(codes[excluded]))
@@ -182,9 +195,42 @@ def build_table(
     return TreatmentTable(
         table,
         frequency,
-        group.reshape(n_strata + 1, n_treatments),
-        moments.mean,
+        group,
+        mean,
         variance,
         stratum_of_cell,
         place[codes],
     )
+
+
+def _shrunken_means(
+    manager: AnnDataManager,
+    rows: np.ndarray,
+    scale: str,
+    mean: np.ndarray,
+    group: np.ndarray,
+    table: np.ndarray,
+    stratum: np.ndarray,
+    contexts: np.ndarray,
+    target_gene: np.ndarray | None,
+) -> np.ndarray:
+    """(n_groups, n_genes) means in which each treatment differs from the control of its stratum by the shrunken effect.
+
+    Effects are those of a context (categorical covariates), which the batches of it share.
+    """
+    found = condition_effects(manager, rows, mean.shape[1], scale == "log1p", of_logs=scale == "log1p")
+    effect = shrink_effects(found.effect, found.noise, found.dosage, found.context, target_gene).effect
+    control = int(np.flatnonzero((table == 0).all(1))[0])
+    place = {row.tobytes(): i for i, row in enumerate(table)}
+    where = {
+        (int(c), place[row.tobytes()]): i for i, (c, row) in enumerate(zip(found.context, found.dosage, strict=True))
+    }
+    _, context = np.unique(contexts, return_inverse=True)
+    context_of_stratum = np.zeros(len(group), dtype=np.int64)
+    context_of_stratum[stratum] = context
+    shrunken = mean.copy()
+    for s, t in zip(*np.nonzero(group >= 0), strict=True):
+        row = where.get((int(context_of_stratum[s]), int(t)))
+        if t != control and row is not None and group[s, control] >= 0:
+            shrunken[group[s, t]] = mean[group[s, control]] + effect[row]
+    return shrunken
