@@ -8,7 +8,7 @@ import torch
 from scipy.sparse import csr_matrix
 from scipy.stats import poisson
 
-from scvi_causal.model.gim._rates import PSEUDO_RATE, MovedCounts, RateSums, change_rate
+from scvi_causal.model.gim._rates import PSEUDO_RATE, RateSums, change_rate, moved_counts
 
 
 class NoSizeFactor:
@@ -78,52 +78,22 @@ def test_change_of_rate_is_a_fold_and_never_negative():
     assert torch.isfinite(change_rate(rate, torch.full((3,), 1e4))).all()
 
 
-def cells(rate: float, n: int, library: float = 4_000.0, dispersion: float | None = None):
+def test_cells_follow_the_fold_on_their_own_library():
+    """Poisson cells of two depths: what is drawn has the new rate in both, and nothing changes where nothing changes."""
     rng = np.random.default_rng(3)
-    depth = library / 1e4
-    own = rate if dispersion is None else rate * rng.gamma(dispersion, 1 / dispersion, size=(n, 1))
-    return torch.tensor(rng.poisson(own * depth, size=(n, 1)), dtype=torch.float32), torch.full((n, 1), library)
-
-
-@pytest.mark.parametrize("fold", [0.25, 0.8, 3.0])
-def test_moved_poisson_counts_are_poisson_counts_of_the_new_rate(fold):
-    """A large dispersion parameter says that cells differ by chance only."""
-    counts, library = cells(8.0, 20_000)
-    log_fold = torch.log(torch.tensor((8.0 * fold + PSEUDO_RATE) / (8.0 + PSEUDO_RATE))).reshape(1, 1)
-    moved = MovedCounts(counts, library, torch.full_like(counts, 8.0), log_fold, torch.tensor([1e6]))
+    library = torch.tensor(np.repeat([[2_000.0], [10_000.0]], 20_000, axis=0), dtype=torch.float32)
+    rate = torch.tensor([[8.0, 8.0, 0.0, 5.0]]).expand(len(library), 4)
+    counts = torch.tensor(rng.poisson(rate.numpy() * library.numpy() / 1e4), dtype=torch.float32)
+    new = torch.tensor([2.0, 24.0, 5.0, 5.0])
+    log_fold = torch.log((new + PSEUDO_RATE) / (rate[0] + PSEUDO_RATE))
+    log_fold[3] = 0.0
+    moved = moved_counts(counts, library, rate, log_fold.expand(len(library), 4), torch.full((4,), 1e6))
     drawn = moved.sample()
-    torch.testing.assert_close(drawn, drawn.round(), rtol=0, atol=0)
-    expected = 8.0 * fold * 0.4
-    assert float(drawn.mean()) == pytest.approx(expected, rel=0.02)
-    assert float(drawn.var()) == pytest.approx(expected, rel=0.05)
-    zeros = float((drawn == 0).float().mean())
-    assert zeros == pytest.approx(np.exp(-expected), abs=0.01)
-    assert float(moved.mean.mean()) == pytest.approx(expected, rel=0.02)
-
-
-def test_cells_that_differ_gain_in_proportion():
-    """Under a gamma distribution of rates a rise keeps the dispersion: means add up and cells with more gain more."""
-    counts, library = cells(8.0, 40_000, dispersion=1.0)
-    log_fold = torch.log(torch.tensor((16.0 + PSEUDO_RATE) / (8.0 + PSEUDO_RATE))).reshape(1, 1)
-    moved = MovedCounts(counts, library, torch.full_like(counts, 8.0), log_fold, torch.tensor([1.0]))
-    drawn = moved.sample()
-    assert float(drawn.mean()) == pytest.approx(6.4, rel=0.03)
-    assert float(drawn.var()) == pytest.approx(6.4 + 6.4**2, rel=0.06)  # negative binomial, as before
-    assert float((drawn == 0).float().mean()) == pytest.approx(1 / 7.4, abs=0.01)
-    gained = moved.mean - counts
-    assert float(gained[counts == 0].mean()) < float(gained[counts > 5].mean()) / 3
-
-
-def test_nothing_changes_where_nothing_changes():
-    counts, library = cells(2.0, 50)
-    rate = torch.rand(50, 1, generator=torch.Generator().manual_seed(0)) * 9
-    moved = MovedCounts(counts, library, rate, torch.zeros(1, 1), torch.tensor([1.0]))
-    torch.testing.assert_close(moved.sample(), counts, rtol=0, atol=0)
-    torch.testing.assert_close(moved.mean, counts, rtol=0, atol=0)
-
-
-def test_a_gene_that_is_silent_can_rise():
-    counts = torch.zeros(2_000, 1)
-    log_fold = torch.log(torch.tensor((5.0 + PSEUDO_RATE) / PSEUDO_RATE)).reshape(1, 1)
-    moved = MovedCounts(counts, torch.full_like(counts, 1e4), torch.zeros_like(counts), log_fold, torch.tensor([1.0]))
-    assert float(moved.sample().mean()) == pytest.approx(5.0, rel=0.05)
+    for deep in (False, True):
+        mine = (library[:, 0] > 5_000) == deep
+        expected = new * (1.0 if deep else 0.2)
+        torch.testing.assert_close(drawn[mine].mean(0), expected, rtol=0.03, atol=0.0)
+        torch.testing.assert_close(moved.mean[mine].mean(0), expected, rtol=0.03, atol=0.0)
+        torch.testing.assert_close(drawn[mine].var(0), expected, rtol=0.06, atol=0.0)
+    torch.testing.assert_close(drawn[:, 3], counts[:, 3], rtol=0, atol=0)
+    torch.testing.assert_close(moved.mean[:, 3], counts[:, 3], rtol=0, atol=0)

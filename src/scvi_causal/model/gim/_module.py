@@ -14,7 +14,7 @@ from scvi_causal.model.gim._conditions import own_nodes, part_features
 from scvi_causal.model.gim._interventions import Interventions, condition_key, distinct_rows, find_seen
 from scvi_causal.model.gim._mechanisms import Mechanisms
 from scvi_causal.model.gim._network import InterventionNetwork, combine
-from scvi_causal.model.gim._rates import MovedCounts, change_rate
+from scvi_causal.model.gim._rates import change_rate, moved_counts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -325,7 +325,7 @@ class GIMModule(CausalModule):
         if not self.of_counts:
             return CounterfactualOutput(x + change @ self.readout)
         rate = change_rate(self.control_rate[strata], before @ self.readout)
-        moved = MovedCounts(
+        moved = moved_counts(
             tensors[REGISTRY_KEYS.X_KEY], self.library(tensors), rate, change @ self.readout, self.dispersion
         )
         return CounterfactualOutput(moved.mean, moved)

@@ -21,6 +21,7 @@ from scipy.sparse import csr_matrix
 from scvi import REGISTRY_KEYS
 
 from scvi_causal._constants import NORMALIZED_TOTAL
+from scvi_causal.nn import AbductedCounts
 
 if TYPE_CHECKING:
     from scvi.data import AnnDataManager
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 PSEUDO_RATE = 0.2
 """Counts per 10,000 below which a gene counts as silent: folds of less are noise."""
 _LARGEST_FOLD = 8.0  # natural logarithm
+_SMALLEST_RATE = 1e-6
 _PRIOR_DISPERSION, _PRIOR_SQUARE = 1.0, 0.01  # inverse dispersion where expression says nothing
 _DISPERSIONS = (0.2, 30.0)
 
@@ -124,13 +126,8 @@ def _accumulate(total: np.ndarray, added: csr_matrix) -> None:
     total[found.row, found.col] += found.data
 
 
-class MovedCounts:
-    r"""Cells whose genes are expressed at other rates: what a module predicts, in expectation and in draws.
-
-    Counts that have a Poisson distribution given the rate of a cell have it after thinning, with the share of the rate that is
-    left, and after adding counts with the rate that is gained. Rates of cells differ by a gamma distribution with inverse dispersion
-    :math:`\theta`; given its counts that of a cell has it too, :math:`r / \mu \sim \mathrm{Gamma}(x + \theta, \mu l + \theta)`, so
-    that negative binomial counts stay negative binomial with the same dispersion.
+def moved_counts(counts: Tensor, library: Tensor, rate: Tensor, log_fold: Tensor, dispersion: Tensor) -> AbductedCounts:
+    """Cells whose genes are expressed at other rates: what a module predicts, in expectation and in draws.
 
     Parameters
     ----------
@@ -138,34 +135,16 @@ class MovedCounts:
         (n, g) counts of the source cells.
     library
         (n, 1) their libraries.
-    before
+    rate
         (n, g) mean rate of the population of a source cell, in counts per 10,000.
     log_fold
-        (n, g) or (1, g) change of the log rate.
+        (n, g) change of the log rate.
     dispersion
         (g,) inverse dispersions.
     """
-
-    def __init__(self, counts: Tensor, library: Tensor, before: Tensor, log_fold: Tensor, dispersion: Tensor):
-        depth = library / NORMALIZED_TOTAL
-        after = change_rate(before, log_fold)
-        self.counts = counts
-        self.kept = torch.where(after < before, after / before.clamp_min(1e-12), 1.0)
-        # the rate of a cell relative to the mean, given its counts, has a gamma distribution with this shape and rate
-        self.shape, self.rate = counts + dispersion, before * depth + dispersion
-        self.gained = (after - before).clamp_min(0.0) * depth
-
-    @property
-    def mean(self) -> Tensor:
-        """(n, g) expected counts."""
-        return self.counts * self.kept + self.gained * self.shape / self.rate
-
-    def sample(self) -> Tensor:
-        """(n, g) counts of drawn cells."""
-        kept = torch.binomial(self.counts, self.kept.expand_as(self.counts).contiguous())
-        kept = torch.where(self.kept < 1, kept, self.counts)
-        share = torch.distributions.Gamma(self.shape, self.rate).sample()
-        return kept + torch.poisson(self.gained * share)
+    depth = library / NORMALIZED_TOTAL
+    before, after = (r.clamp_min(_SMALLEST_RATE) * depth for r in (rate, change_rate(rate, log_fold)))
+    return AbductedCounts(counts, before, after, dispersion)
 
 
 def change_rate(rate: Tensor, log_fold: Tensor) -> Tensor:
