@@ -148,6 +148,8 @@ class GraphVCI(VCI):
             n_draws=n_draws,
         )
         self._model_summary_string += f" Graph: {self._graph}, {self._n_edges():,} edges between genes, gene_decoder: {self._options.gene_decoder}."
+        # what was found by looking at the data is saved, since a model may be loaded without any
+        gene_likelihood, data_type = self.module.gene_likelihood, "counts" if self._log_normalize else "continuous"
         self.init_params_ = self._get_init_params(locals())
 
     # ------------------------------------------------------------------ the graph
