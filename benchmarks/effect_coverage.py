@@ -26,15 +26,15 @@ TEXT = {
     "designs": """## The designs of the specification
 
 600 cells, 15 % treated, z ~ N(0, 1), y = 2 + 1.5 z + N(0, 0.25) under treatment; `f` is what is predicted for each cell.
-`sd` is what the estimates really scatter by, `SE` their mean standard error, `coverage` that of 95 % intervals, `flagged` the
-share of estimates with the flag "unbalanced". The last three designs break the assumption: predictions that know the
+`sd` is what the estimates really scatter by, `SE` their mean standard error, `coverage` that of 95 % intervals, `unbalanced` and `reconstructed` the
+shares of estimates with these flags. The last three designs break the assumption: predictions that know the
 outcome of the treated cells (`reconstruction`: 1 too high elsewhere) or are 0.7 higher for them.""",
     "inferred": """## States that are known, and states that are inferred from the outcome
 
 A control arm and 8 perturbations, 1,200 cells, predictions of every cell from its own state plus the effect of the target. `known
 state`: measured before the perturbation; `effects` are estimated from all cells or, `cross-fit`, from the other half. `inferred`: the
 state is the outcome minus the estimated effect of what the cell received, which is what an autoencoder can do at best. Its
-intervals leave out the error of that effect, and no balance test sees it: the reason why `get_marginal_effects` predicts
+intervals leave out the error of that effect, and no balance test sees it, but the flag "reconstructed" does: the reason why `get_marginal_effects` predicts
 from strata unless told otherwise.""",
     "clusters": """## Clusters
 
@@ -84,7 +84,8 @@ def summary(tables: list[pd.DataFrame], truth: float | np.ndarray = TRUTH) -> di
         "sd": error.std(),
         "SE": table["se"].mean(),
         "coverage": inside(table, truth).mean(),
-        "flagged": (table["flag"] == "unbalanced").mean(),
+        "unbalanced": table["flag"].str.contains("unbalanced").mean(),
+        "reconstructed": table["flag"].str.contains("reconstructed").mean(),
         "replicates": len(table),
     }
 

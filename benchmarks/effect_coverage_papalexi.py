@@ -81,7 +81,7 @@ def papalexi(seeds) -> pd.DataFrame:
     by = table.groupby(keys)
     out = by[["covers", "difference"]].mean()
     out["covers, expressed"] = table[table["expressed"]].groupby(keys)["covers"].mean()
-    out["unbalanced"] = by["flag"].agg(lambda f: (f == "unbalanced").mean())
+    out["unbalanced"] = by["flag"].agg(lambda f: f.str.contains("unbalanced").mean())
     out["intervals"] = by.size()
     return out
 

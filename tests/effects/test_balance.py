@@ -66,7 +66,8 @@ def test_a_leaking_encoder_is_flagged_and_biased():
     expected = {"leaky": 0.85, "shifted": -0.6}
     for name, bias in expected.items():
         table = estimate_effects(y, treatment, {"A": predicted[name]}, "A", contrast=None)
-        assert (table["flag"] == "unbalanced").mean() > (0.99 if name == "leaky" else 0.9)
+        assert table["flag"].str.contains("unbalanced").mean() > (0.99 if name == "leaky" else 0.9)
+        assert (table["flag"].str.contains("reconstructed") == (name == "leaky")).all()
         assert table["estimate"].mean() - 2 == pytest.approx(bias, abs=0.05)
     table = estimate_effects(y, treatment, {"A": predicted["balanced"]}, "A", contrast=None, method=["robust", "group"])
     assert (table["flag"] == "unbalanced").mean() < 0.02
@@ -90,3 +91,24 @@ def test_equal_leaks_in_both_arms_cancel():
     table = estimate_effects(y, treatment, predicted, "A")
     assert (table["flag"] == "").mean() > 0.9
     assert abs(table["estimate"].mean()) < 0.02
+
+
+def test_predictions_that_are_the_outcomes_are_marked_in_either_arm_and_by_noise_alone_none():
+    """Balanced, so that no balance test can see it: nothing is left that would correct the model."""
+    rng = np.random.default_rng(3)
+    treatment = rng.choice(["control", "A"], 400)
+    state = rng.normal(size=(400, 40))
+    y = state + rng.normal(0, 0.3, state.shape)  # a known state explains 92 %
+    nothing = np.zeros_like(y)
+    ask = lambda f, h, **kwargs: estimate_effects(
+        y, treatment, {"A": f, "control": h}, method=["robust", "group"], **kwargs
+    )
+    for f, h in ((y, nothing), (nothing, y), (0.3 * y + 2, nothing)):
+        table = ask(f, h)
+        assert table.loc[table["method"] == "robust", "flag"].str.contains("reconstructed").all()
+        assert (table.loc[table["method"] == "group", "flag"] == "").all()
+    assert (ask(state, state)["flag"] == "").mean() > 0.95
+    assert (ask(nothing, nothing)["flag"] == "").all()
+    # with a handful of cells a high correlation is chance
+    few = np.r_[np.flatnonzero(treatment == "A")[:4], np.flatnonzero(treatment == "control")]
+    assert not ask(y, nothing, rows=few)["flag"].str.contains("reconstructed").any()

@@ -64,7 +64,7 @@ def test_reconstructions_are_biased_and_always_flagged():
         table = estimate_effects(y, label, {"A": f}, "A", contrast=None)
         assert table["estimate"].mean() - 2 == pytest.approx(0.85, abs=0.05)
         assert ((table["ci_low"] <= 2) & (table["ci_high"] >= 2)).mean() < 0.01
-        assert (table["flag"] == "unbalanced").all()
+        assert (table["flag"] == "reconstructed, unbalanced").all()
 
 
 @pytest.mark.parametrize("method", ["group", "robust", "tuned"])

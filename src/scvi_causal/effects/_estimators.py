@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 FEW_CELLS = 10
 """Below this, a mean of skewed counts is not normal enough for its interval to be believed."""
+_RECONSTRUCTED = (
+    0.98  # squared correlation with the outcomes of the same cells; noise alone keeps other predictions below it
+)
 _EXACT = 1e-9  # relative to the means: a difference below it is rounding
 
 
@@ -140,6 +143,21 @@ def imbalance(arms: Arms, inference: Inference) -> tuple[np.ndarray, np.ndarray]
     if spread is None:
         return np.full(n_genes, np.nan), np.full(n_genes, np.nan)
     return zero_test(point(arms, weights), spread, _size(arms))[1:]
+
+
+def reconstructed(arms: Arms) -> np.ndarray:
+    """(genes,) whether predictions of the cells of an arm are their own outcomes, all but.
+
+    Then y - f is zero whatever the model says of all other cells, and nothing is left that could correct it.
+    """
+    found = np.zeros(arms.target.first.shape[2], dtype=bool)
+    for arm, prediction in ((arms.target, F), (arms.contrast, H)):
+        if arm is None or arm.n_cells < FEW_CELLS:
+            continue
+        scatter = arm.scatter
+        product = scatter[Y, Y] * scatter[prediction, prediction]
+        found |= (product > 0) & (scatter[Y, prediction] ** 2 > _RECONSTRUCTED * product)
+    return found
 
 
 def zero_test(estimate: np.ndarray, spread: Spread, size: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

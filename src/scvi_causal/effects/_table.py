@@ -19,7 +19,7 @@ from ._arguments import (
     pick_targets,
 )
 from ._collect import collect
-from ._estimators import FEW_CELLS, Estimate, Inference, estimate_arms, imbalance
+from ._estimators import FEW_CELLS, Estimate, Inference, estimate_arms, imbalance, reconstructed
 from ._multiple import adjust_pvalues
 from ._variance import FEWEST_CLUSTERS, n_clusters
 
@@ -119,7 +119,8 @@ def estimate_effects(
     ``flag``
         ``"model only"``: never observed in this group, so the estimate is the model's word, without an interval; ``"not
         observed"``: so there is no group mean; ``"unbalanced"``: ``balance_z`` is significant (5 % false discovery rate over the
-        genes of the perturbation and group); ``"few cells"``: an arm has fewer than 10; ``"few clusters"``: fewer than 3 in an
+        genes of the perturbation and group); ``"reconstructed"``: the predictions of observed cells are their own outcomes, all
+        but (squared correlation above 0.98), so that nothing corrects the model and the interval is void; ``"few cells"``: an arm has fewer than 10; ``"few clusters"``: fewer than 3 in an
         arm, so no interval. Several are joined by ``", "``.
 
     Raises
@@ -158,13 +159,15 @@ def estimate_effects(
         for target, arms in collect(read, make_predictor(predicted), cells, members, targets, contrast, n_genes):
             n = 0 if cluster is None else n_clusters(arms)
             clustered.append(n)
-            balance = imbalance(arms, inference) if predicted is not None and target != contrast else None
+            checks = None
+            if predicted is not None and target != contrast:
+                checks = (*imbalance(arms, inference), reconstructed(arms))
             for name in methods:
                 head = {"perturbation": target, "contrast": contrast, **groups.iloc[code].to_dict()}
                 estimate = (
                     estimate_arms(arms, name, inference) if target != contrast else _nothing(arms, name, inference)
                 )
-                parts.append(_rows(head, names, name, estimate, arms, n, balance, inference))
+                parts.append(_rows(head, names, name, estimate, arms, n, checks, inference))
     if cluster is not None:
         judge_clusters(np.asarray(clustered))
     table = pd.concat(parts, ignore_index=True)
@@ -172,7 +175,7 @@ def estimate_effects(
     return table if cluster is not None else table.drop(columns="n_clusters")
 
 
-def _rows(head, names, method, estimate: Estimate, arms: Arms, n, balance, inference) -> pd.DataFrame:
+def _rows(head, names, method, estimate: Estimate, arms: Arms, n, checks, inference) -> pd.DataFrame:
     """Rows of one group, perturbation and method."""
     half = estimate.se * stats.t.isf((1 - inference.level) / 2, estimate.df)
     n_genes = len(names)
@@ -190,9 +193,11 @@ def _rows(head, names, method, estimate: Estimate, arms: Arms, n, balance, infer
     if inference.n_bootstrap:
         width = estimate.se * estimate.critical
         columns |= {"band_low": estimate.estimate - width, "band_high": estimate.estimate + width}
-    z, unbalanced = np.full(n_genes, np.nan), np.zeros(n_genes, dtype=bool)
-    if balance is not None:
-        z, unbalanced = balance[0], adjust_pvalues(balance[1]) < _BALANCE_LEVEL
+    z, per_gene = np.full(n_genes, np.nan), {}
+    if checks is not None:
+        z, pvalue, known = checks
+        if method != "group":
+            per_gene = {"reconstructed": known, "unbalanced": adjust_pvalues(pvalue) < _BALANCE_LEVEL}
     sizes = [arms.target.n_cells] + ([] if arms.contrast is None else [arms.contrast.n_cells])
     columns |= {
         "statistic": estimate.statistic,
@@ -203,12 +208,12 @@ def _rows(head, names, method, estimate: Estimate, arms: Arms, n, balance, infer
         "n_contrast": sizes[1] if len(sizes) > 1 else 0,
         "n_clusters": n,
         "balance_z": z,
-        "flag": _flags(estimate, min(sizes), n, unbalanced & (method != "group"), inference),
+        "flag": _flags(estimate, min(sizes), n, per_gene, inference),
     }
     return pd.DataFrame(columns)
 
 
-def _flags(estimate: Estimate, smallest: int, n: int, unbalanced: np.ndarray, inference: Inference) -> np.ndarray:
+def _flags(estimate: Estimate, smallest: int, n: int, per_gene: dict, inference: Inference) -> np.ndarray:
     common = []
     if estimate.model_only:
         common.append("not observed" if np.isnan(estimate.estimate).all() else "model only")
@@ -216,7 +221,10 @@ def _flags(estimate: Estimate, smallest: int, n: int, unbalanced: np.ndarray, in
         common.append("few cells")
     if inference.clusters is not None and n < FEWEST_CLUSTERS and not estimate.model_only:
         common.append("few clusters")
-    return np.where(unbalanced, ", ".join([*common, "unbalanced"]), ", ".join(common)).astype(object)
+    flags = np.full(len(estimate.estimate), ", ".join(common), dtype=object)
+    for name, genes in per_gene.items():
+        flags[genes] = [f"{flag}, {name}" if flag else name for flag in flags[genes]]
+    return flags
 
 
 def _nothing(arms: Arms, method: Method, inference: Inference) -> Estimate:

@@ -99,7 +99,8 @@ class MarginalMixin:
             covariates). Robust effects are then group means corrected for an uneven spread over batches. ``"cells"``: by
             itself, as published, which a model has to be able to (:attr:`can_abduct`). Intervals then hold only if what the model
             infers of a perturbed cell is free of its perturbation, and of the error in taking that out: a state measured
-            before the perturbation is, one inferred from the outcome is not, and ``"unbalanced"`` need not show it.
+            before the perturbation is, one inferred from the outcome is not, and ``"unbalanced"`` need not show it;
+            ``"reconstructed"`` shows the extreme case.
         n_samples
             Draws per source cell whose mean is the prediction, where it has to be drawn because the log of a mean is not the mean
             of logs; by default 1 for means over strata, 10 for cells.
@@ -113,7 +114,7 @@ class MarginalMixin:
         DataFrame, one row per method, group, perturbation and gene; its columns are those of
         :func:`~scvi_causal.effects.estimate_effects`, with ``dosage`` where dosages are registered. ``flag`` says what to
         distrust: ``"model only"`` for perturbations never observed in a group, ``"unbalanced"`` where predictions differ between
-        perturbed cells and the others by more than chance.
+        perturbed cells and the others by more than chance, ``"reconstructed"`` where they are the outcomes themselves.
 
         Raises
         ------
