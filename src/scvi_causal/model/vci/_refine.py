@@ -150,7 +150,7 @@ def refine_grn(
     >>> simulation = simulate_screen(n_genes=20, n_perturbations=5, n_control=200, seed=0)
     >>> adata = simulation.adata
     >>> adata.uns["grn"] = corrupt_grn(simulation.grn, drop=0.2, add=0.5, seed=0)
-    >>> table = scvi_causal.refine_grn(adata, size_factor_key="library", max_epochs=5)
+    >>> table = scvi_causal.refine_grn(adata, size_factor_key="library", max_epochs=60)
     >>> list(table.columns)
     ['source', 'target', 'weight', 'prior', 'kept']
     >>> scvi_causal.SCCVAE.setup_anndata(adata, grn_key="refined_grn")
