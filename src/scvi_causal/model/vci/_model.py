@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
-from scvi_causal.data import Vocabulary
+from scvi_causal.data import Vocabulary, canonical_labels
 from scvi_causal.model.base import CausalModel
 from scvi_causal.model.base._data_type import DataType, GeneLikelihood, check_choice, resolve_data_type
 from scvi_causal.model.vci._module import VCIModule
@@ -213,10 +213,12 @@ class VCI(CausalModel):
         self._datasplitter_defaults = {}
         if self._options.distribution_loss in IN_BATCH:
             self._datasplitter_defaults = {"grouped": True, "cells_per_group": _IN_BLOCKS}
+        self._default_batch_size = 256
         self._plan_defaults = {
-            "lr": 1e-3,
+            "lr": 2e-3,
             "n_epochs_kl_warmup": None,
             "distribution_weight": 10.0,
+            "prior_weight": 1e-3,
             "gradient_clip_val": 10.0,
         }
         if self._preset == "paper":
@@ -230,11 +232,11 @@ class VCI(CausalModel):
             }
 
     def _default_max_epochs(self, datamodule: Any) -> int:
-        """1,000 as published; otherwise about 1,500 steps."""
+        """1,000 as published; otherwise about 1,000 steps."""
         if self._preset == "paper":
             return 1_000
         n_steps = max(1, self.adata.n_obs // self._default_batch_size)
-        return int(np.clip(round(1_500 / n_steps), 10, 300))
+        return int(np.clip(round(1_000 / n_steps), 10, 300))
 
     def _needs_counts(self) -> bool:
         return self._log_normalize
@@ -297,8 +299,10 @@ class VCI(CausalModel):
 
     def _names_a_control(self) -> np.ndarray:
         """(n_obs,) cells whose label contains the name of a control, which the published sampler leaves out."""
+        vocabulary = self._get_vocabulary()
         labels, _ = self._own_conditions(self.adata, np.arange(self.adata.n_obs))
-        controls = self._get_vocabulary().control_categories
+        labels = canonical_labels(labels, vocabulary.separator, vocabulary.control_categories)
+        controls = vocabulary.control_categories
         return np.array([any(control in str(label) for control in controls) for label in labels])
 
     def _keeps_best(self, datamodule: Any) -> bool | None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _LOWEST_SCALE = 1e-3
 _VALIDATION_SEED = 0
+_FIRST_RAW_SCALE = -2.0
 
 
 class VCIModule(ExpressionModule):
@@ -93,6 +94,8 @@ class VCIModule(ExpressionModule):
         o = self.options
         sizes = [n_input] + [o.n_hidden] * o.n_layers
         head = nn.Linear(o.n_hidden, 2 * o.n_latent)
+        if not o.relu_heads:  # little noise at the start, so that there is something to decode
+            nn.init.constant_(head.bias[o.n_latent :], _FIRST_RAW_SCALE)
         body = mlp(sizes, o.normalization, o.dropout_rate, activate_last=True)
         self.encoder = nn.ModuleDict({"body": body, "head": head})
 
