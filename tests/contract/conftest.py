@@ -87,7 +87,6 @@ CASES = [
     Case("graphvci", "GraphVCI", _GRAPH | {"gene_decoder": "att"}, exact=False),
     Case("graphvci-dot", "GraphVCI", _GRAPH | {"gene_decoder": "dot", "aggregator": "mlp"}, exact=False),
     Case("samsvae", "SAMSVAE", {"n_latent": 4, "n_hidden": 8}, exact=False),
-    Case("samsvae-dense", "SAMSVAE", {"n_latent": 4, "n_hidden": 8, "mechanism": "dense"}, exact=False),
     Case(
         "samsvae-paper",
         "SAMSVAE",

@@ -16,12 +16,14 @@ from ._perturbations import (
 from ._quality import annotate_quality, describe_quality
 from ._simulate import (
     DrugSimulation,
+    MechanismSimulation,
     Simulation,
     corrupt_grn,
     degree_matched_random_grn,
     grn_overlap,
     random_grn,
     simulate_drugs,
+    simulate_mechanisms,
     simulate_screen,
     topological_order,
 )
@@ -30,6 +32,7 @@ from ._validate import validate_query, validate_setup
 
 __all__ = [
     "DrugSimulation",
+    "MechanismSimulation",
     "Simulation",
     "Vocabulary",
     "annotate_quality",
@@ -51,6 +54,7 @@ __all__ = [
     "random_grn",
     "restrict_grn",
     "simulate_drugs",
+    "simulate_mechanisms",
     "simulate_screen",
     "to_edge_index",
     "topological_order",

@@ -10,10 +10,8 @@ from scvi import settings
 
 from scvi_causal.dataloaders import get_control_mask, get_strata
 from scvi_causal.model.base._condition_effects import condition_effects
-from scvi_causal.model.base._request import PredictOptions
-from scvi_causal.model.base._scales import to_log1p
+from scvi_causal.model.base._drawn_effect import drawn_effect
 from scvi_causal.model.base._sources import SourceReader
-from scvi_causal.model.base._walk import evaluate, library_of
 from scvi_causal.model.sccvae._fit import response_noise
 
 if TYPE_CHECKING:
@@ -59,7 +57,7 @@ def calibrate_responses(model: SCCVAE, responses: Responses, rows: np.ndarray) -
         for row, dosage in enumerate(found.dosage):
             here = controls[context == found.context[row]]
             cells = rng.permutation(here if len(here) else controls)[:n_cells]
-            drawn[row] = _drawn_effect(model, reader, cells, dosage, int(rng.integers(2**62)))
+            drawn[row] = drawn_effect(model, reader, cells, dosage, int(rng.integers(2**62)))
         return drawn
 
     module.eval()
@@ -81,19 +79,3 @@ def _without_noise(
     # the noise of the mean of logs enters the responses now; it is the smaller one where most cells have no count
     responses.noise = np.fmax(responses.noise, response_noise(found))
     return of_network + responses.shrink(found.effect - of_network, found).effect
-
-
-def _drawn_effect(model: SCCVAE, reader: SourceReader, cells: np.ndarray, dosage: np.ndarray, seed: int) -> np.ndarray:
-    """(n_genes,) change of the mean log1p expression of control cells under a dosage of the vocabulary's tokens."""
-    used = np.flatnonzero(dosage)
-    device = model.module.device
-    inputs = model._get_token_inputs([model._vocabulary.tokens[i] for i in used], None)
-    inputs = {key: value.to(device) for key, value in inputs.items()}
-    tensors = reader.read(cells)
-    library = library_of(model, tensors)
-    target = torch.from_numpy(dosage[used]).float().to(device).expand(len(cells), -1)
-    options = PredictOptions("log1p", sample=True, n_samples=1, seed=seed)
-    generator = torch.Generator(device).manual_seed(seed)
-    drawn = to_log1p(evaluate(model, tensors, target, inputs, options, generator), model.module.scale, library)
-    before = model.module.log_expression(tensors["X"], library)
-    return (drawn - before).mean(0).double().cpu().numpy()

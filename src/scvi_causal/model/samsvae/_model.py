@@ -1,0 +1,190 @@
+"""SAMSVAE: the public class."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from scvi import REGISTRY_KEYS
+
+from scvi_causal._constants import CAUSAL_KEYS
+from scvi_causal.model.base import CausalModel
+from scvi_causal.model.samsvae._calibrate import calibrate_sizes
+from scvi_causal.model.samsvae._fit import fit_before_training, fit_feature_map
+from scvi_causal.model.samsvae._measures import MeasuresMixin
+from scvi_causal.model.samsvae._module import SAMSVAEModule
+from scvi_causal.model.samsvae._options import SIZES, Guide, Mechanism, Posterior, Preset, module_options
+from scvi_causal.model.samsvae._plan import SAMSVAETrainingPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+    from scvi_causal.nn import MaskGradient
+
+
+class SAMSVAE(MeasuresMixin, CausalModel):
+    """Sparse additive mechanism shift VAE :cite:p:`Bereket2023SAMSVAE`."""
+
+    requires_counts: ClassVar[bool] = True
+    unseen: ClassVar[tuple[str, ...]] = ("features", "combinations")
+    can_abduct: ClassVar[bool] = True
+    _module_cls = SAMSVAEModule
+    _training_plan_cls = SAMSVAETrainingPlan
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict | None = None,
+        preset: Preset = "recommended",
+        mechanism: Mechanism = "sparse",
+        n_latent: int | None = None,
+        n_hidden: int | None = None,
+        n_layers: int = 1,
+        mask_prior: float | None = None,
+        embedding_prior_scale: float | None = None,
+        guide: Guide | None = None,
+        n_guide_hidden: int = 400,
+        n_guide_layers: int = 4,
+        posterior: Posterior | None = None,
+        analytic_kl: bool | None = None,
+        mask_gradient: MaskGradient | None = None,
+        n_particles: int | None = None,
+        shared_draws: bool | None = None,
+        normalize_library: bool | None = None,
+        linear_decoder: bool | None = None,
+        abduct_counts: bool | None = None,
+        **further,
+    ):
+        super().__init__(adata, registry)
+        options = module_options(
+            preset,
+            mechanism=mechanism,
+            mask_prior=mask_prior,
+            embedding_prior_scale=embedding_prior_scale,
+            guide=guide,
+            n_guide_hidden=n_guide_hidden,
+            n_guide_layers=n_guide_layers,
+            posterior=posterior,
+            analytic_kl=analytic_kl,
+            mask_gradient=mask_gradient,
+            n_particles=n_particles,
+            shared_draws=shared_draws,
+            normalize_library=normalize_library,
+            linear_decoder=linear_decoder,
+            abduct_counts=abduct_counts,
+            **further,
+        )
+        self._preset, sizes = preset, SIZES[preset]
+        self.module = self._module_cls(
+            self.summary_stats.n_vars,
+            len(self._vocabulary),
+            n_latent or sizes["n_latent"],
+            n_hidden or sizes["n_hidden"],
+            n_layers,
+            options=options,
+            **self._data_sizes(),
+        )
+        self._set_training_defaults()
+        self._model_summary_string = (
+            f"SAMSVAE with preset: {preset}, mechanism: {mechanism}, guide: {options.guide}, "
+            f"n_latent: {self.module.n_latent}, mask_prior: {options.mask_prior}."
+        )
+        self.init_params_ = self._get_init_params(locals())
+
+    def _data_sizes(self) -> dict[str, Any]:
+        """Arguments of the module that are told by the data."""
+        return {
+            "n_categories": self._n_categories(),
+            "n_continuous": len(self._setup_arg("continuous_covariate_keys") or ()),
+            "has_size_factor": self._setup_arg("size_factor_key") is not None,
+            "n_features": self._n_features(),
+        }
+
+    def _n_categories(self) -> tuple[int, ...]:
+        covariates = self._field_state(REGISTRY_KEYS.CAT_COVS_KEY).get("n_cats_per_key", ())
+        batches = self._field_state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"]
+        return (len(batches), *(int(n) for n in covariates))
+
+    def _set_training_defaults(self) -> None:
+        self._plan_defaults = {
+            "lr": 3e-3,
+            "mechanism_lr_factor": 5.0,
+            "cosine_decay": True,
+            "gradient_clip_val": 100.0,
+        }
+        if self._preset == "paper":
+            self._plan_defaults = {
+                "lr": 3e-4,
+                "weight_decay": 1e-6,
+                "n_epochs_kl_warmup": None,
+                "gradient_clip_val": 100.0,
+            }
+
+    def _default_max_epochs(self, datamodule: Any) -> int:
+        n_steps = max(1, self.adata.n_obs // self._default_batch_size)
+        wanted = 30_000 if self._preset == "paper" else 1_500
+        return int(np.clip(round(wanted / n_steps), 10, 2000))
+
+    def _before_training(self, train_idx: np.ndarray | None) -> None:
+        if self.is_trained_:
+            return
+        device = self.module.device
+        self.module.to("cpu")
+        fit_before_training(self.module, self.adata_manager, np.sort(np.asarray(train_idx)))
+        self.module.to(device)
+
+    def _after_training(self) -> None:
+        """Adjust sizes, and learn from the seen tokens how shifts follow from features, where there are any."""
+        if self.module.options.calibrate and self.module.mechanisms is not None and self.adata is not None:
+            calibrate_sizes(self, np.sort(np.asarray(self.train_indices)))
+        if self.module.mechanisms is None or not self._has_features() or not len(self.seen_tokens_):
+            return
+        tokens = [str(token) for token in self.seen_tokens_]
+        features, known = self._coded_features(tokens)
+        index = np.array([self._vocabulary.index(token) for token in tokens])
+        if not known.any():
+            return
+        fit_feature_map(self.module, features[known], index[known])
+        everything, known = self._coded_features(list(self._vocabulary.tokens))
+        shifts = self.module.shift_from_features(torch.from_numpy(everything).to(self.module.device))
+        self.module.unseen_shift.copy_(shifts * torch.from_numpy(known).to(shifts.device)[:, None])
+
+    # ------------------------------------------------------------------ tokens
+
+    def _n_features(self) -> int:
+        return len(self._field_state(CAUSAL_KEYS.FEATURES).get("feature_names", ()))
+
+    def _coded_features(self, tokens: list[str], features: pd.DataFrame | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(n_tokens, n) features of length 1, and which tokens have any: directions carry meaning, lengths popularity."""
+        matrix, known = self._token_features(tokens, features)
+        return matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12), known
+
+    def _get_token_inputs(self, tokens: list[str], features: pd.DataFrame | None) -> dict[str, torch.Tensor]:
+        inputs = super()._get_token_inputs(tokens, features)
+        if "features" in inputs:
+            inputs["features"] = torch.from_numpy(self._coded_features(tokens, features)[0])
+        return inputs
+
+    def _predictable(self, tokens: list[str], features: pd.DataFrame | None = None) -> list[tuple[bool, str]]:
+        """Whether each token can be a target: unseen ones have no shift, unless features say one."""
+        answers = super()._predictable(tokens, features)
+        if self._has_features() and self.module.mechanisms is not None and not bool(self.module.feature_map.any()):
+            reason = "not seen in training, gets the mean shift: its features predict no better than that"
+            answers = [(ok, reason if ok and why.startswith("not seen") else why) for ok, why in answers]
+        return answers
+
+    def _unseen_kinds(self) -> tuple[str, ...]:
+        # a conditional VAE has nothing that features could predict, and without features only the prior would speak
+        usable = self._has_features() and self.module.mechanisms is not None
+        return ("features", "combinations") if usable else ("combinations",)
+
+    def _perturbation_vectors(
+        self, labels: np.ndarray, features: pd.DataFrame | None
+    ) -> tuple[np.ndarray, Sequence[str]]:
+        dosage = torch.from_numpy(self._vocabulary.encode(labels).toarray()).float().to(self.module.device)
+        vectors = self.module.condition_of(dosage).detach().cpu().numpy()
+        return vectors, [f"latent_{i}" for i in range(vectors.shape[1])]

@@ -1,0 +1,386 @@
+"""The torch module of SAMS-VAE: a count VAE of all cells, whose latent variables are moved by sparse additive shifts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from scvi import REGISTRY_KEYS
+from scvi.distributions import NegativeBinomial
+from scvi.module.base import LossOutput, auto_move_data
+from torch import Tensor, nn
+
+from scvi_causal._constants import CAUSAL_KEYS, NORMALIZED_TOTAL
+from scvi_causal.model.base import CausalModule, CounterfactualOutput
+from scvi_causal.model.samsvae._mechanisms import Mechanisms
+from scvi_causal.model.samsvae._network import CountDecoder, GaussianEncoder
+from scvi_causal.nn import AbductedCounts, kl_standard_normal, nb_log_likelihood
+from scvi_causal.nn._masks import log_normal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scvi_causal.model.samsvae._options import ModuleOptions
+
+_LOWEST_MEAN = 1e-4  # counts: added to every mean, as published
+_LARGEST_INPUT = 10.0  # standard deviations
+
+
+class SAMSVAEModule(CausalModule):
+    r"""Generative model of a cell with dosages d.
+
+    .. math::
+        z &\sim N(0, I), \quad u = z + \textstyle\sum_t d_t\, M_t \odot E_t \\
+        \rho &= \mathrm{softmax}(f(u, \text{covariates})), \quad x_g \sim NB(\ell \rho_g, \theta_g)
+
+    Parameters
+    ----------
+    n_genes, n_tokens
+        Sizes of the data.
+    n_latent, n_hidden, n_layers
+        Of encoder and decoder.
+    n_categories
+        Number of categories of the batch and of each categorical covariate.
+    n_continuous
+        Number of continuous covariates.
+    has_size_factor
+        Whether the library is a size factor, so that the genes of the panel share it with others.
+    n_features
+        Number of features of a token, from which shifts of unseen ones are predicted.
+    options
+        What differs between presets.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_tokens: int,
+        n_latent: int,
+        n_hidden: int,
+        n_layers: int,
+        n_categories: Sequence[int] = (1,),
+        n_continuous: int = 0,
+        has_size_factor: bool = False,
+        n_features: int = 0,
+        *,
+        options: ModuleOptions,
+    ):
+        super().__init__()
+        self.n_genes, self.n_tokens, self.n_latent, self.options = n_genes, n_tokens, n_latent, options
+        self.n_categories, self.n_continuous = tuple(n_categories), n_continuous
+        self.n_covariates = sum(n for n in n_categories if n > 1) + n_continuous
+        self.mechanisms = None
+        if options.mechanism != "one-hot":
+            self.mechanisms = Mechanisms(
+                n_tokens, n_latent, masked=options.mechanism == "sparse", **options.mechanism_arguments()
+            )
+        n_condition = n_tokens if self.mechanisms is None else n_latent
+        n_seen = n_condition if options.posterior == "network" else 0
+        self.encoder = GaussianEncoder(n_genes + n_seen + self.n_covariates, n_latent, n_hidden, n_layers)
+        self.decoder = CountDecoder(
+            n_latent if self.mechanisms is not None else n_latent + n_tokens,
+            n_genes,
+            n_hidden,
+            n_layers,
+            self.n_covariates,
+            linear=options.linear_decoder,
+            rest=has_size_factor and options.rest_of_library,
+        )
+        self.log_dispersion = nn.Parameter(torch.zeros(n_genes))
+        # filled before training
+        self.register_buffer("input_mean", torch.zeros(n_genes))
+        self.register_buffer("input_scale", torch.ones(n_genes))
+        self.register_buffer("covariate_mean", torch.zeros(n_continuous))
+        self.register_buffer("covariate_scale", torch.ones(n_continuous))
+        self.register_buffer("cells_per_token", torch.zeros(n_tokens))
+        self.register_buffer("validation_cells_per_token", torch.zeros(n_tokens))
+        # filled after training
+        n_shift = n_latent if self.mechanisms is not None else 0
+        self.register_buffer("feature_center", torch.zeros(n_features))
+        self.register_buffer("feature_map", torch.zeros(n_features, n_shift))
+        self.register_buffer("mean_shift", torch.zeros(n_shift))
+        self.register_buffer("unseen_shift", torch.zeros(n_tokens, n_shift))
+
+    # ------------------------------------------------------------------ what is read from a batch
+
+    def library(self, tensors: dict[str, Tensor]) -> Tensor:
+        """(cells, 1) library: the size factor where one is registered, else the total counts."""
+        size = tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY)
+        if size is not None:
+            return size.reshape(-1, 1).float()
+        return tensors[REGISTRY_KEYS.X_KEY].sum(1, keepdim=True).clamp_min(1.0)
+
+    def expression(self, x: Tensor, library: Tensor) -> Tensor:
+        """(cells, genes) log expression: of counts per 10,000, or of raw counts as published."""
+        return torch.log1p(x * (NORMALIZED_TOTAL / library)) if self.options.normalize_library else torch.log1p(x)
+
+    def standardize(self, expression: Tensor) -> Tensor:
+        """(cells, genes) log expression as the encoder sees it."""
+        scaled = (expression - self.input_mean) / self.input_scale
+        return scaled.clamp(-_LARGEST_INPUT, _LARGEST_INPUT) if self.options.normalize_library else scaled
+
+    def covariates(self, tensors: dict[str, Tensor]) -> Tensor:
+        """(cells, n_covariates) one-hot codes of batch and categorical covariates, and standardised continuous ones."""
+        codes = [tensors[REGISTRY_KEYS.BATCH_KEY].long().reshape(-1)]
+        if REGISTRY_KEYS.CAT_COVS_KEY in tensors:
+            codes += list(tensors[REGISTRY_KEYS.CAT_COVS_KEY].long().T)
+        parts = [F.one_hot(code, n).float() for code, n in zip(codes, self.n_categories, strict=True) if n > 1]
+        if self.n_continuous:
+            given = tensors[REGISTRY_KEYS.CONT_COVS_KEY].float()
+            parts.append((given - self.covariate_mean) / self.covariate_scale)
+        return torch.cat(parts, 1) if parts else codes[0].new_zeros(len(codes[0]), 0, dtype=torch.float32)
+
+    @property
+    def dispersion(self) -> Tensor:
+        """(genes,) inverse dispersion of the counts."""
+        return self.log_dispersion.clamp(-8.0, 8.0).exp()
+
+    # ------------------------------------------------------------------ the model
+
+    def draw_condition(self, dosage: Tensor, n_particles: int) -> tuple[Tensor, Tensor]:
+        """Draw what the perturbations of cells do, and what this draw costs.
+
+        Parameters
+        ----------
+        dosage
+            (cells, n_tokens)
+        n_particles
+            Number of draws.
+
+        Returns
+        -------
+        condition
+            (n_particles, cells, n_latent) shifts; of the conditional VAE (1, cells, n_tokens) the dosages themselves.
+        kl
+            (n_particles, cells) share of each cell in the KL divergence of the tokens that it carries: over an epoch each token
+            counts once.
+        """
+        if self.mechanisms is None:
+            return dosage[None], dosage.new_zeros(1, len(dosage))
+        weight = (dosage != 0).to(dosage) * self._inverse_counts()
+        if self.options.shared_draws:
+            used = (dosage != 0).any(0).nonzero().squeeze(1)
+            draw = self.mechanisms.draw(used, n_particles)
+            return dosage[:, used] @ draw.shift, draw.kl @ weight[:, used].T
+        cell, token = dosage.nonzero(as_tuple=True)
+        draw = self.mechanisms.draw(token, n_particles)
+        shift = dosage.new_zeros(n_particles, len(dosage), self.n_latent)
+        kl = dosage.new_zeros(n_particles, len(dosage))
+        return (
+            shift.index_add(1, cell, dosage[cell, token][:, None] * draw.shift),
+            kl.index_add(1, cell, weight[cell, token] * draw.kl),
+        )
+
+    def _inverse_counts(self) -> Tensor:
+        """(n_tokens,) one over the number of cells of the split that carry each token; 0 where there are none."""
+        counts = self.cells_per_token
+        if not self.training and bool(self.validation_cells_per_token.any()):
+            counts = self.validation_cells_per_token
+        return torch.where(counts > 0, 1.0 / counts.clamp_min(1.0), 0.0)
+
+    def encode(self, expression: Tensor, condition: Tensor, covariates: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance, (..., cells, n_latent), of the basal state given standardised expression and condition (..., cells, n)."""
+        if self.options.posterior == "network":
+            inputs = torch.cat([expression.expand(*condition.shape[:-1], -1), condition], -1)
+            return self.encoder(torch.cat([inputs, covariates.expand(*condition.shape[:-1], -1)], -1))
+        mean, variance = self.encoder(torch.cat([expression, covariates], -1))
+        if self.options.posterior == "mean-field" or self.mechanisms is None:
+            return mean, variance
+        # what the cell says of u = z + shift is a Gaussian, and so is the prior of u around the shift: Bayes' rule
+        return (mean - condition) / (1.0 + variance), (variance / (1.0 + variance)).expand_as(condition)
+
+    def combine(self, z: Tensor, condition: Tensor) -> Tensor:
+        """(..., cells, n) input of the decoder."""
+        if self.mechanisms is None:
+            return torch.cat([z, condition.expand(*z.shape[:-1], -1)], -1)
+        return z + condition
+
+    def _get_inference_input(self, tensors: dict[str, Tensor], **_: object) -> dict[str, Tensor]:
+        x = tensors[REGISTRY_KEYS.X_KEY]
+        return {
+            "expression": self.standardize(self.expression(x, self.library(tensors))),
+            "dosage": tensors[CAUSAL_KEYS.PERTURBATION],
+            "covariates": self.covariates(tensors),
+        }
+
+    @auto_move_data
+    def inference(
+        self, expression: Tensor, dosage: Tensor, covariates: Tensor, n_samples: int | None = None
+    ) -> dict[str, Tensor]:
+        """Draw global variables and the basal state, with a leading dimension of particles."""
+        condition, kl_global = self.draw_condition(dosage, n_samples or self.options.n_particles)
+        mean, variance = self.encode(expression, condition, covariates)
+        shape = torch.broadcast_shapes(mean.shape, (len(condition), len(dosage), self.n_latent))
+        z = mean + variance.sqrt() * torch.randn(shape, device=mean.device, dtype=mean.dtype)
+        return {"qz_mean": mean, "qz_variance": variance, "z": z, "condition": condition, "kl_global": kl_global}
+
+    def _get_generative_input(
+        self, tensors: dict[str, Tensor], inference_outputs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return {
+            "z": inference_outputs["z"],
+            "condition": inference_outputs["condition"],
+            "covariates": self.covariates(tensors),
+            "library": self.library(tensors),
+        }
+
+    @auto_move_data
+    def generative(self, z: Tensor, condition: Tensor, covariates: Tensor, library: Tensor) -> dict[str, Tensor]:
+        """(particles, cells, genes) expected counts."""
+        return {"mean": self.decode(z, condition, covariates, library)}
+
+    def decode(self, z: Tensor, condition: Tensor, covariates: Tensor, library: Tensor) -> Tensor:
+        """(..., cells, genes) expected counts on a library (cells, 1)."""
+        return library * self.decoder(self.combine(z, condition), covariates).exp() + _LOWEST_MEAN
+
+    def log_likelihood(self, x: Tensor, mean: Tensor) -> Tensor:
+        """(particles, cells) log likelihood of counts (cells, genes) given expected ones (particles, cells, genes)."""
+        counts = x.expand_as(mean).reshape(-1, self.n_genes)
+        return nb_log_likelihood(counts, mean.reshape(-1, self.n_genes), self.dispersion).view(mean.shape[:-1])
+
+    def kl_local(self, inference_outputs: dict[str, Tensor]) -> Tensor:
+        """(particles, cells) KL divergence of the basal state: exact, or its value at the draw."""
+        mean, variance, z = (inference_outputs[key] for key in ("qz_mean", "qz_variance", "z"))
+        if self.options.analytic_kl:
+            return kl_standard_normal(mean, variance).sum(-1).expand(z.shape[:-1])
+        return (log_normal(z, mean, variance.sqrt()) - log_normal(z, 0.0, 1.0)).sum(-1)
+
+    def loss(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Tensor],
+        generative_outputs: dict[str, Tensor],
+        kl_weight: float = 1.0,
+    ) -> LossOutput:
+        """Negative evidence lower bound per cell, its global terms spread over the cells that they concern.
+
+        Parameters
+        ----------
+        kl_weight
+            Weight of all KL divergences.
+        """
+        x = tensors[REGISTRY_KEYS.X_KEY]
+        reconstruction = -self.log_likelihood(x, generative_outputs["mean"]).mean(0)
+        kl_local = self.kl_local(inference_outputs).mean(0)
+        kl_global = inference_outputs["kl_global"].mean(0)
+        loss = (reconstruction + kl_weight * (kl_local + kl_global)).mean()
+        return LossOutput(
+            loss=loss,
+            reconstruction_loss=reconstruction,
+            kl_local={"kl_basal": kl_local, "kl_mechanisms": kl_global},
+        )
+
+    # ------------------------------------------------------------------ predictions
+
+    def shifts(self, tokens: Tensor, seed: int | None = None) -> Tensor:
+        """(n, n_latent) what tokens (n,) of the vocabulary do: the expectation, or a draw that belongs to ``seed``.
+
+        Random numbers belong to a token and a seed, whatever else is asked in the same call. A token without training cells does
+        what its features say, and nothing without these.
+        """
+        if seed is None:
+            shift = self.mechanisms.expected_shift(tokens)
+        else:
+            noise = [_noise_of_token(int(token), seed, self.n_latent) for token in tokens.tolist()]
+            uniform, normal = (torch.stack(part).to(tokens.device) for part in zip(*noise, strict=True))
+            shift = self.mechanisms.shift_from_noise(tokens, uniform, normal)
+        return torch.where((self.cells_per_token[tokens] > 0)[:, None], shift, self.unseen_shift[tokens])
+
+    def condition_of(self, dosage: Tensor, seed: int | None = None) -> Tensor:
+        """(cells, n) condition of cells with dosages (cells, n_tokens), as :meth:`draw_condition` but without noise."""
+        if self.mechanisms is None:
+            return dosage * (self.cells_per_token > 0)
+        used = (dosage != 0).any(0).nonzero().squeeze(1)
+        if not len(used):
+            return dosage.new_zeros(len(dosage), self.n_latent)
+        return dosage[:, used] @ self.shifts(used, seed)
+
+    def draw_all(self, n_particles: int) -> Tensor | None:
+        """(n_particles, n_tokens, n_latent) draws of the shifts of all tokens; ``None`` for a conditional VAE."""
+        if self.mechanisms is None:
+            return None
+        tokens = torch.arange(self.n_tokens, device=self.cells_per_token.device)
+        shift = self.mechanisms.draw(tokens, n_particles).shift
+        return torch.where((self.cells_per_token > 0)[:, None], shift, self.unseen_shift)
+
+    def condition_from(self, dosage: Tensor, shifts: Tensor | None) -> Tensor:
+        """Conditions under draws of :meth:`draw_all`: (particles, n) of one dosage each, or (particles, cells, n).
+
+        Parameters
+        ----------
+        dosage
+            (particles, n_tokens) or (particles, cells, n_tokens).
+        shifts
+            (particles, n_tokens, n_latent)
+        """
+        if shifts is None:
+            return dosage * (self.cells_per_token > 0)
+        return torch.einsum("p...t,ptl->p...l", dosage, shifts)
+
+    def abduct(self, tensors: dict[str, Tensor], condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance, (cells, n_latent), of the basal state of cells under their condition."""
+        expression = self.expression(tensors[REGISTRY_KEYS.X_KEY], self.library(tensors))
+        return self.encode(self.standardize(expression), condition, self.covariates(tensors))
+
+    @auto_move_data
+    def latent(
+        self, tensors: dict[str, Tensor], *, give_mean: bool = True, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """(cells, n_latent) basal state of cells, their perturbation taken off."""
+        mean, variance = self.abduct(tensors, self.condition_of(tensors[CAUSAL_KEYS.PERTURBATION]))
+        return mean if give_mean else mean + variance.sqrt() * _normal_like(mean, generator)
+
+    def shift_from_features(self, features: Tensor) -> Tensor:
+        """(n, n_latent) what tokens with features (n, n_features) are expected to do."""
+        return self.mean_shift + (features - self.feature_center) @ self.feature_map
+
+    def target_condition(self, dosage: Tensor, token_inputs: dict[str, Tensor], seed: int | None) -> Tensor:
+        """(cells, n) condition under the tokens of a call, whose dosages are (cells, T)."""
+        index = token_inputs["index"]
+        by_features = torch.zeros_like(index, dtype=torch.bool)
+        if "features" in token_inputs and self.mechanisms is not None:
+            by_features = (index < 0) | (self.cells_per_token[index.clamp_min(0)] == 0)
+        known = ~by_features
+        whole = dosage.new_zeros(len(dosage), self.n_tokens).index_add(1, index[known], dosage[:, known])
+        condition = self.condition_of(whole, seed)
+        if by_features.any():
+            condition = condition + dosage[:, by_features] @ self.shift_from_features(
+                token_inputs["features"][by_features]
+            )
+        return condition
+
+    @auto_move_data
+    def counterfactual(
+        self,
+        tensors: dict[str, Tensor],
+        dosage: Tensor,
+        token_inputs: dict[str, Tensor],
+        *,
+        sample_latent: bool = False,
+        sample_parameters: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> CounterfactualOutput:
+        """Abduct the basal state of cells under their own condition, exchange the condition, predict."""
+        seed = (0 if generator is None else generator.initial_seed()) if sample_parameters else None
+        own = self.condition_of(tensors[CAUSAL_KEYS.PERTURBATION], seed)
+        target = self.target_condition(dosage, token_inputs, seed)
+        mean, variance = self.abduct(tensors, own)
+        z = mean + variance.sqrt() * _normal_like(mean, generator) if sample_latent else mean
+        covariates, library = self.covariates(tensors), self.library(tensors)
+        expected = self.decode(z, target, covariates, library)
+        if not self.options.abduct_counts:
+            return CounterfactualOutput(expected, NegativeBinomial(mu=expected, theta=self.dispersion), z)
+        source = self.decode(z, own, covariates, library)
+        counts = AbductedCounts(tensors[REGISTRY_KEYS.X_KEY], source, expected, self.dispersion)
+        return CounterfactualOutput(counts.mean, counts, z)
+
+
+def _noise_of_token(token: int, seed: int, n: int) -> tuple[Tensor, Tensor]:
+    """(n,) uniform and (n,) normal numbers that belong to a token and a draw."""
+    generator = torch.Generator().manual_seed((seed ^ ((token + 1) * 0x9E3779B1)) % 2**63)
+    return torch.rand(n, generator=generator), torch.randn(n, generator=generator)
+
+
+def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
