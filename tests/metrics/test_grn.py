@@ -11,6 +11,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from scvi_causal.metrics import (
+    compare_grn,
     grn_auprc,
     grn_false_omission_rate,
     grn_wasserstein,
@@ -19,6 +20,7 @@ from scvi_causal.metrics import (
     rank_by_effect,
     score_grn,
 )
+from scvi_causal.metrics._grn_universe import AveragePrecision
 
 NODES = list("ABCDEF")
 BASELINE = "effect size (wasserstein)"
@@ -249,6 +251,70 @@ class TestScore:
         assert scores["auprc_effects"].isna()[:-1].all()
         assert scores["significant"].eq(0).all()
         assert np.isnan(scores.loc[(1, "predicted"), "false_omission_rate"])  # nothing is left out
+
+
+def test_average_precision_with_ties_and_weights_equals_sklearn():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        ranked, is_true, times = rng.integers(0, 6, 40), rng.random(40) < 0.3, rng.integers(0, 3, 40).astype(float)
+        expected = average_precision_score(is_true, ranked, sample_weight=times)
+        assert AveragePrecision(ranked, is_true)(times) == pytest.approx(expected)
+    assert np.isnan(AveragePrecision(ranked, np.zeros(40, dtype=bool))())
+    assert np.isnan(AveragePrecision(ranked[:0], is_true[:0])())
+
+
+class TestCompare:
+    def wide(self, n_sources=12, seed=0):
+        """Two targets per source, X and Y; X has the effects."""
+        rng = np.random.default_rng(seed)
+        pairs = frame(*((f"s{i}", t) for i in range(n_sources) for t in "XY"))
+        distance = rng.random(len(pairs)) + np.tile([1.0, 0.0], n_sources)
+        padj = np.where(np.tile([True, False], n_sources), 0.01, 0.9)
+        return pairs.assign(wasserstein=distance, wasserstein_null=0.1, lfc=distance, statistic=distance, padj=padj)
+
+    def test_a_ranking_is_no_better_than_itself(self):
+        pairs = self.wide()
+        table = compare_grn(rank_by_effect(pairs), pairs, pairs, by="wasserstein", n_edges=9, reference=pairs[::2])
+        assert table.index.get_level_values("number").tolist()[-1] == "auprc_reference"
+        assert table.loc[BASELINE, ["difference", "low", "high"]].dropna().eq(0).all(axis=None)
+        assert not table["better"].any()
+
+    def test_intervals_are_those_of_a_mean_over_sources(self):
+        # one edge per source on both sides: the difference is a mean of independent differences
+        pairs = self.wide(n_sources=40)
+        training = pairs.assign(wasserstein=np.tile([0.0, 1.0], 40))  # the wrong targets
+        table = compare_grn(pairs[::2].assign(weight=1.0), pairs, training, by="wasserstein", n_bootstrap=2000)
+        row = table.loc[(BASELINE, "wasserstein")]
+        gain = pairs["wasserstein"].to_numpy()[::2] - pairs["wasserstein"].to_numpy()[1::2]
+        assert row["difference"] == pytest.approx(gain.mean())
+        assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * gain.std() / np.sqrt(40), rel=0.08)
+        assert row["better"]
+        # smaller is better here, and the sign says so
+        assert table.loc[(BASELINE, "false_omission_rate"), ["predicted", "baseline_value", "difference"]].tolist() == [
+            0,
+            1,
+            1,
+        ]
+        assert table.loc[(BASELINE, "auprc_effects"), "difference"] > 0.4
+
+    def test_values_are_those_of_the_score(self):
+        pairs, training, edges = table(), table(seed=5), frame("AB", "CF", "DA", weight=[3.0, 2.0, 1.0])
+        scores = score_grn(edges, pairs, training, reference=frame("AB", "DF")).droplevel("n_edges")
+        compared = compare_grn(edges, pairs, training, reference=frame("AB", "DF"), n_bootstrap=3)
+        for (baseline, number), row in compared.iterrows():
+            expected = scores.loc[["predicted", baseline], number]
+            np.testing.assert_allclose(row[["predicted", "baseline_value"]].astype(float), expected)
+        assert compared[["low", "high"]].isna().all(axis=None)  # four sources say nothing about others
+        assert not compared["better"].any()
+
+    def test_seed_and_untestable_edges(self):
+        pairs = self.wide()
+        edges = pairs[::3].assign(weight=1.0)
+        first, again, other = (compare_grn(edges, pairs, self.wide(seed=1), n_bootstrap=20, seed=s) for s in (0, 0, 1))
+        pd.testing.assert_frame_equal(first, again)
+        assert not first["low"].equals(other["low"])
+        with pytest.raises(ValueError, match="No predicted edge can be tested"):
+            compare_grn(frame("XY"), pairs, pairs)
 
 
 @pytest.mark.real_data

@@ -12,6 +12,7 @@ from ._dispersion import gene_variance, pair_dispersion, variance_ratio
 from ._distances import energy_distance, fit_pca, median_bandwidth, mmd_squared, wasserstein_genes
 from ._effect_test import effect_test
 from ._grn import grn_auprc, grn_false_omission_rate, grn_wasserstein, score_grn
+from ._grn_compare import compare_grn
 from ._grn_pairs import pair_effects, rank_by_effect
 from ._moments import Moments, cell_moments
 from ._observed import ObservedPopulation
@@ -28,6 +29,7 @@ __all__ = [
     "ObservedPopulation",
     "cell_eval",
     "cell_moments",
+    "compare_grn",
     "cosine_effect",
     "coverage_of_cells",
     "de_auprc",

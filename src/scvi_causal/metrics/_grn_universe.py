@@ -17,9 +17,9 @@ class PairUniverse:
             check_pairs(table, "held_out")
         source, target = _categorical(table, "source"), _categorical(table, "target")
         self.sources, self.targets = source.categories, target.categories
-        self._source, self._target = source.codes.astype(np.int64), target.codes.astype(np.int64)
+        self.source_codes, self._target = source.codes.astype(np.int64), target.codes.astype(np.int64)
         self._row = np.full((len(self.sources), len(self.targets)), -1)
-        self._row[self._source, self._target] = np.arange(len(table))
+        self._row[self.source_codes, self._target] = np.arange(len(table))
         if check:
             self.wasserstein = table["wasserstein"].to_numpy(dtype=float)
             self.excess = self.wasserstein - table["wasserstein_null"].to_numpy(dtype=float)
@@ -41,7 +41,7 @@ class PairUniverse:
         elif score not in (None, "weight"):
             raise ValueError(f"score={score!r} is no column of the edges; they have {list(edges.columns)}.")
         rows = self._look_up(source, target)
-        placed = np.zeros(self._source.size)
+        placed = np.zeros(self.source_codes.size)
         placed[rows[rows >= 0]] = size[rows >= 0]
         return placed
 
@@ -55,9 +55,9 @@ class PairUniverse:
         source, target = names_of(reference, "source"), names_of(reference, "target")
         known_source, known_target = self.sources.isin(source), self.targets.isin(target)
         rows = self._look_up(source, target)
-        is_true = np.zeros(self._source.size, dtype=bool)
+        is_true = np.zeros(self.source_codes.size, dtype=bool)
         is_true[rows[rows >= 0]] = True
-        return known_source[self._source] & known_target[self._target], is_true
+        return known_source[self.source_codes] & known_target[self._target], is_true
 
     def reached(self, edges: pd.DataFrame, max_hops: int) -> np.ndarray:
         """(pairs,) whether a path of at most ``max_hops`` edges leads from source to target; edges that cannot be tested lead on."""
@@ -73,7 +73,7 @@ class PairUniverse:
             reached = reached + (path > 0)
         table = np.zeros((len(self.sources), len(self.targets)), dtype=bool)
         table[np.ix_(start >= 0, end >= 0)] = reached[:, end[end >= 0]].toarray()
-        return table[self._source, self._target]
+        return table[self.source_codes, self._target]
 
     def mean(self, weights: np.ndarray, values: np.ndarray) -> float:
         """Mean of (pairs,) values; NaN if nothing has weight."""
@@ -82,7 +82,7 @@ class PairUniverse:
 
     def judge(self, ranked: np.ndarray | None, n_edges: int) -> dict[str, float]:
         """Numbers of the first ``n_edges`` pairs of a ranking; ``None`` is a random one."""
-        chosen = np.ones(self._source.size) if ranked is None else share_of_first(ranked, n_edges)
+        chosen = np.ones(self.source_codes.size) if ranked is None else share_of_first(ranked, n_edges)
         numbers = {"wasserstein": self.wasserstein, "excess": self.excess, "significant": self.has_effect}
         row = {"edges": n_edges if ranked is None else round(chosen.sum())}
         row |= {name: self.mean(chosen, values) for name, values in numbers.items()}
@@ -133,9 +133,29 @@ def keep_first(ranked: np.ndarray, n_edges: int | None) -> np.ndarray:
     return ranked if n_edges is None else np.where(share_of_first(ranked, n_edges) > 0, ranked, 0.0)
 
 
-def average_precision(ranked: np.ndarray, is_true: np.ndarray) -> float:
-    if not is_true.any() or is_true.all():
-        return float("nan")
-    from sklearn.metrics import average_precision_score
+class AveragePrecision:
+    """Average precision of a ranking whose pairs may count more than once, or not at all.
 
-    return float(average_precision_score(is_true, ranked))
+    As :func:`sklearn.metrics.average_precision_score` with ``sample_weight``, sorted once for all weights. Ties are one step.
+    """
+
+    def __init__(self, ranked: np.ndarray, is_true: np.ndarray):
+        self._order = np.argsort(-ranked, kind="stable")
+        self._ends = (
+            np.flatnonzero(np.append(np.diff(ranked[self._order]) != 0, True)) if ranked.size else np.zeros(0, int)
+        )
+        self._is_true = is_true[self._order].astype(float)
+
+    def __call__(self, times: np.ndarray | None = None) -> float:
+        """NaN if nothing that counts is true, or everything is."""
+        times = np.ones(self._order.size) if times is None else times[self._order]
+        true, all_ = (np.cumsum(x)[self._ends] for x in (times * self._is_true, times))
+        if not true.size or true[-1] == 0 or true[-1] == all_[-1]:
+            return float("nan")
+        precision = np.divide(true, all_, out=np.zeros_like(true), where=all_ > 0)
+        return float(np.diff(true, prepend=0.0) @ precision / true[-1])
+
+
+def average_precision(ranked: np.ndarray, is_true: np.ndarray) -> float:
+    """Of a ranking in which each pair counts once."""
+    return AveragePrecision(ranked, is_true)()
