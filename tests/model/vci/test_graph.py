@@ -25,7 +25,7 @@ def module_of(preset="recommended", graph=None, n_genes=6, **options) -> GraphVC
     options = resolve_graph_options(preset, {"n_latent": 4, "n_hidden": 8, **options}, graph)
     torch.manual_seed(0)
     return GraphVCIModule(
-        n_genes, torch.arange(3), edge_index=EDGES, gene_likelihood="normal", log_normalize=False, options=options
+        n_genes, 3, edge_index=EDGES, gene_likelihood="normal", log_normalize=False, options=options
     )
 
 
@@ -234,6 +234,10 @@ def test_a_graph_has_to_be_there(adata, graph):
         ({"gene_decoder": "mlp"}, "gene_decoder='mlp' is not one of"),
         ({"aggregator": "mean"}, "aggregator='mean' is not one of"),
         ({"n_graph": 0}, "n_graph=0: pass at least 1"),
+        (
+            {"refine_kwargs": {"keep_others": 0.1}},
+            "'keep_others' is no option of a refinement. Did you mean 'keep_other'",
+        ),
     ],
 )
 def test_wrong_options(adata, options, message):

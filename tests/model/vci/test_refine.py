@@ -262,10 +262,11 @@ def test_genes_without_expression_and_constant_tokens_do_no_harm():
         ({"regulators": ["G1", "GG1"]}, "regulators names .* 'GG1'"),
         ({"regulators": "some"}, "neither 'prior' nor 'all'"),
         ({"form": "attention", "regulators": ["G01"]}, "every gene is a node"),
-        ({"keep_prior": 0.0}, "are probabilities"),
+        ({"keep_prior": 0.0}, "have to be probabilities"),
         ({"edge_penalty": -1.0}, "is below 0"),
         ({"perturbation_key": "perturbations"}, "Did you mean"),
         ({"grn_key": "network"}, "network"),
+        ({"n_listed": -1}, "pass at least"),
         ({"data_type": "count"}, "data_type='count' is not one of"),
     ],
 )
@@ -290,3 +291,34 @@ def test_published_configuration():
     assert options.keep_other == pytest.approx(0.01798621)
     assert options.edge_penalty == pytest.approx(4.9356e-6, rel=1e-4)
     assert (options.max_epochs, options.patience, options.regulators) == (230, 20, "all")
+
+
+def test_many_candidates_take_part_less_often():
+    from scvi_causal.model.vci._refine_fit import keep_rate
+
+    options = resolve_refine_options("recommended", {})
+    assert keep_rate(options, 10_000) == 0.25
+    assert keep_rate(options, 10_000_000) == pytest.approx(0.05)
+    assert keep_rate(resolve_refine_options("recommended", {"keep_other": 0.7}), 10_000_000) == 0.7
+
+
+def test_without_other_edges_the_prior_is_weighed(simulation):
+    found = scvi_causal.refine_grn(simulation.adata.copy(), keep_other=0.0, max_epochs=20, **FAST)
+    assert not found.loc[~found["prior"], "weight"].any()
+    assert 0 < found["kept"].sum() < found["prior"].sum()
+
+
+def test_table_survives_a_file(simulation, table, tmp_path):
+    import anndata as ad
+
+    simulation.adata.write_h5ad(tmp_path / "screen.h5ad")
+    adata = ad.read_h5ad(tmp_path / "screen.h5ad")
+    scvi_causal.GraphVCI.setup_anndata(adata, grn_key="refined_grn", size_factor_key="library")
+    assert len(scvi_causal.GraphVCI(adata)._prior_grn()) == table["kept"].sum()
+
+
+def test_data_are_not_held_on_to(simulation):
+    from scvi_causal.model.vci._refine import _Screen
+
+    scvi_causal.refine_grn(simulation.adata.copy(), max_epochs=1, **FAST)
+    assert not _Screen._setup_adata_manager_store

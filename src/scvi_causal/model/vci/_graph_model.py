@@ -17,6 +17,7 @@ from scvi_causal.model.base._model import _NOT_REGISTERED, HOW_GRN
 from scvi_causal.model.vci._graph_module import GraphVCIModule
 from scvi_causal.model.vci._graph_options import Aggregator, GeneDecoder, Graph, GraphVCIOptions, resolve_graph_options
 from scvi_causal.model.vci._model import VCI
+from scvi_causal.model.vci._refine import check_refine_kwargs, refine_within
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -119,6 +120,7 @@ class GraphVCI(VCI):
     ):
         check_choice("graph", graph, get_args(Graph))
         self._graph, self._refine_kwargs = graph, dict(refine_kwargs or {})
+        check_refine_kwargs(**self._refine_kwargs)
         self._given_graph_options = {
             "gene_decoder": gene_decoder,
             "aggregator": aggregator,
@@ -189,8 +191,6 @@ class GraphVCI(VCI):
 
     def _refine(self, rows: np.ndarray) -> None:
         """Refine the registered network on the training cells, a tenth of which say when to stop."""
-        from scvi_causal.model.vci._refine import refine_within
-
         seed = int(settings.seed or 0)
         held = np.random.default_rng([seed, 2]).permutation(len(rows)) < _VALIDATION_SHARE * len(rows)
         scale = "log1p" if self._log_normalize else "continuous"

@@ -19,7 +19,7 @@ from scvi_causal.model.base import CausalModel
 from scvi_causal.model.base._data_type import check_choice, resolve_data_type
 from scvi_causal.model.base._provenance import provenance, record
 from scvi_causal.model.vci._refine_data import Nodes, RefinementData, make_nodes, positions_of, self_positions
-from scvi_causal.model.vci._refine_fit import fit_refinement, resolve_refine_options
+from scvi_causal.model.vci._refine_fit import fit_refinement, keep_rate, resolve_refine_options
 from scvi_causal.model.vci._refine_table import edge_table
 from scvi_causal.nn._refinement import Candidates
 
@@ -109,7 +109,8 @@ def refine_grn(
         move is taken out beforehand, so that the targets of one drug are not taken for regulators of each other.
     keep_prior, keep_other
         Probability with which an edge takes part in a step, :math:`1 - r_l` and :math:`1 - r_h`. In the linear form, an edge is
-        shrunk as by a ridge of :math:`(1 - q) / q`.
+        shrunk as by a ridge of :math:`(1 - q) / q`. By default 0.98 and 0.25, the latter less where there are more than two million
+        candidates, so that a step stays below 500,000 edges.
     edge_penalty
         :math:`\rho`, the price of an edge: of its absolute weight, or of :math:`\sigma(L)` with attention (:math:`\lambda / G^2` of
         eq. 13; it does not change with the number of genes).
@@ -172,7 +173,8 @@ def refine_grn(
         "lr": lr,
         "patience": patience,
     }
-    resolve_refine_options(preset, options)  # before anything is looked at
+    which = {"preset": preset, "n_edges": n_edges, "threshold": threshold, "n_listed": n_listed}
+    check_refine_kwargs(**which, **options)
     seed = int(settings.seed or 0) if seed is None else int(seed)
     screen = _register(
         adata,
@@ -186,12 +188,14 @@ def refine_grn(
         size_factor_key=size_factor_key,
         grn_key=grn_key,
     )
-    scale = "log1p" if resolve_data_type(screen, data_type) == "counts" else "continuous"
     *_, device = parse_device_args(accelerator, devices, return_device="torch")
-    split = CausalDataSplitter(screen.adata_manager, split_key=split_key, seed=seed)
-    cells = split.train_idx, split.val_idx
-    which = {"preset": preset, "n_edges": n_edges, "threshold": threshold, "n_listed": n_listed}
-    table, facts = refine_within(screen, *cells, scale, seed, device, **which, **options)
+    try:
+        scale = "log1p" if resolve_data_type(screen, data_type) == "counts" else "continuous"
+        split = CausalDataSplitter(screen.adata_manager, split_key=split_key, seed=seed)
+        cells = split.train_idx, split.val_idx
+        table, facts = refine_within(screen, *cells, scale, seed, device, **which, **options)
+    finally:
+        screen.deregister_manager(screen.adata)  # the class would hold on to the data
     adata.uns[key_added] = table[table["prior"] | table["kept"]].reset_index(drop=True)
     record(adata.uns, key_added, provenance(method="refine_grn", **facts))
     return table
@@ -209,6 +213,23 @@ def _register(adata: AnnData, **setup: Any) -> _Screen:
     twin = AnnData(x, obs=adata.obs.copy(), var=adata.var[[]].copy(), uns=uns, layers=layers, varp=varp)
     _Screen.setup_anndata(twin, **setup)
     return _Screen(twin)
+
+
+def check_refine_kwargs(
+    preset: str = "recommended",
+    n_edges: int | None = None,
+    threshold: float | None = None,
+    n_listed: int = 100_000,
+    **options: Any,
+) -> RefineOptions:
+    """Options of a refinement; raises ``ValueError`` for what makes no sense, before anything is looked at."""
+    if n_edges is not None and threshold is not None:
+        raise ValueError("n_edges and threshold both say which edges to keep: pass one of them.")
+    if n_edges is not None and n_edges < 1:
+        raise ValueError(f"n_edges={n_edges}: pass at least 1.")
+    if n_listed < 0:
+        raise ValueError(f"n_listed={n_listed}: pass at least 0.")
+    return resolve_refine_options(preset, options)
 
 
 def refine_within(
@@ -243,11 +264,7 @@ def refine_within(
     -------
     The table, and what was done in numbers.
     """
-    if n_edges is not None and threshold is not None:
-        raise ValueError("n_edges and threshold both say which edges to keep: pass one of them.")
-    if n_edges is not None and n_edges < 1:
-        raise ValueError(f"n_edges={n_edges}: pass at least 1.")
-    chosen = resolve_refine_options(preset, options)
+    chosen = check_refine_kwargs(preset, n_edges, threshold, n_listed, **options)
     linear = chosen.form == "linear"
     tokens, prior = list(model._vocabulary.tokens), model._prior_grn()
     nodes = _nodes(model, prior, tokens, chosen)
@@ -257,7 +274,7 @@ def refine_within(
     fit = fit_refinement(data, candidates, chosen, seed)
     table, facts = edge_table(fit.module, candidates, data, chosen, n_edges, threshold, n_listed)
     new = int((~table["prior"] & table["kept"]).sum())
-    facts |= {**_described(chosen), "seed": seed, "n_epochs": fit.n_epochs}
+    facts |= {**_described(chosen), "keep_other": candidates.keep_other, "seed": seed, "n_epochs": fit.n_epochs}
     logger.info(
         "Refined network: %d prior edges kept of %d, %d new.", table["kept"].sum() - new, table["prior"].sum(), new
     )
@@ -287,12 +304,11 @@ def _candidates(prior: pd.DataFrame, nodes: Nodes, options: RefineOptions) -> Ca
     kept = np.setdiff1d(known, own) if linear else np.union1d(known, own)
     forbidden = own if linear else own[:0]
     sizes = len(nodes.regulators), len(nodes.genes)
-    return Candidates(
-        *sizes, torch.from_numpy(kept), torch.from_numpy(forbidden), options.keep_prior, options.keep_other
-    )
+    keep_other = keep_rate(options, sizes[0] * sizes[1] - len(kept) - len(forbidden))
+    return Candidates(*sizes, torch.from_numpy(kept), torch.from_numpy(forbidden), options.keep_prior, keep_other)
 
 
 def _described(options: RefineOptions) -> dict[str, Any]:
-    names = ("form", "keep_prior", "keep_other", "edge_penalty", "interventions", "batch_size")
+    names = ("form", "keep_prior", "edge_penalty", "interventions", "batch_size")
     regulators = options.regulators if isinstance(options.regulators, str) else "given"
     return {**{name: getattr(options, name) for name in names}, "regulators": regulators}

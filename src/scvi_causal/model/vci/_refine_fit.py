@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 
+from scvi_causal.data._messages import did_you_mean, listed
 from scvi_causal.model.base._data_type import check_choice
 from scvi_causal.nn._refinement import AttentionRefinement, Candidates, LinearRefinement
 
@@ -23,6 +24,8 @@ Form = Literal["linear", "attention"]
 _N_EVALUATIONS = 20
 _N_VALIDATION = 4_096
 _LAST_LR = 0.02  # of the edges, relative to the first
+_KEEP_OTHER = 0.25
+_MOST_ACTIVE = 500_000  # edges of a step, beyond those of the prior
 _PAPER_PENALTY = 20 / 2013**2
 
 
@@ -33,7 +36,7 @@ class RefineOptions:
     form: Form = "linear"
     regulators: Any = "prior"
     keep_prior: float = 0.98
-    keep_other: float = 0.25
+    keep_other: float | None = None
     edge_penalty: float = 0.0
     interventions: bool = True
     batch_size: int = 256
@@ -67,6 +70,12 @@ PAPER = RefineOptions(
 def resolve_refine_options(preset: str, given: dict[str, Any]) -> RefineOptions:
     """Options of a preset, with what the user named (everything but ``None``) in its place."""
     check_choice("preset", preset, ("recommended", "paper"))
+    names = [field.name for field in fields(RefineOptions)]
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise ValueError(
+            f"{listed(unknown)} is no option of a refinement.{did_you_mean(unknown[0], names)} They are {listed(names, 20)}."
+        )
     named = {name: value for name, value in given.items() if value is not None}
     if "form" in named:
         check_choice("form", named["form"], get_args(Form))
@@ -76,14 +85,20 @@ def resolve_refine_options(preset: str, given: dict[str, Any]) -> RefineOptions:
     for name in ("batch_size", "n_steps", "patience"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name}={getattr(options, name)}: pass at least 1.")
-    if options.keep_prior <= 0 or options.keep_other < 0 or options.keep_prior > 1 or options.keep_other > 1:
+    if not 0 < options.keep_prior <= 1 or not 0 <= (options.keep_other or 0.0) <= 1:
         raise ValueError(
-            f"keep_prior={options.keep_prior} and keep_other={options.keep_other} are probabilities: pass numbers from 0 to 1, "
-            "keep_prior above 0."
+            f"keep_prior={options.keep_prior} and keep_other={options.keep_other} have to be probabilities, keep_prior above 0."
         )
     if options.edge_penalty < 0:
         raise ValueError(f"edge_penalty={options.edge_penalty} is below 0, which would reward edges.")
     return options
+
+
+def keep_rate(options: RefineOptions, n_candidates: int) -> float:
+    """Probability with which an edge beyond the prior takes part: 0.25, less where candidates are so many that steps would be slow."""
+    if options.keep_other is not None:
+        return options.keep_other
+    return min(_KEEP_OTHER, _MOST_ACTIVE / max(n_candidates, 1))
 
 
 @dataclass

@@ -51,7 +51,7 @@ def edge_table(
         kept = allowed & (score > cut)
     else:
         score = np.abs(weight)
-        kept, level, cut = _above_noise(weight, is_prior, is_other, _shrinkage(options), threshold)
+        kept, level, cut = _above_noise(weight, candidates, threshold)
     if n_edges is not None:
         strongest = np.argsort(np.where(allowed, -score, np.inf), kind="stable")[:n_edges]
         kept = np.zeros_like(allowed)
@@ -75,17 +75,8 @@ def edge_table(
     return table, {"background": level, "threshold": cut, "n_candidates": int(allowed.sum())}
 
 
-def _shrinkage(options: RefineOptions) -> tuple[float, float]:
-    """Factor by which dropping edges shrinks the weight of an edge that stands alone: of the prior, and of others."""
-    return options.keep_prior, max(options.keep_other, 1e-12)
-
-
 def _above_noise(
-    weight: np.ndarray,
-    is_prior: np.ndarray,
-    is_other: np.ndarray,
-    shrinkage: tuple[float, float],
-    threshold: float | None,
+    weight: np.ndarray, candidates: Candidates, threshold: float | None
 ) -> tuple[np.ndarray, float, float]:
     r"""Edges whose weight stands out of those of edges that are not there.
 
@@ -96,12 +87,10 @@ def _above_noise(
     -------
     Which edges are kept; the noise (a standard deviation); the threshold, both on the common scale.
     """
-    plain = np.abs(weight) / np.where(is_prior, shrinkage[0], shrinkage[1])
-    reference = plain[is_other] if is_other.any() else plain[is_prior]
+    is_prior, is_other = candidates.is_prior.numpy(), candidates.is_other.numpy()
+    plain = np.abs(weight) / np.where(is_prior, candidates.keep_prior, max(candidates.keep_other, 1e-12))
+    reference = plain[is_other] if candidates.keep_other > 0 and is_other.any() else plain[is_prior]
     noise = float(np.median(reference)) / 0.6745
     n_sd = _N_SD if threshold is None else threshold
-    return (
-        (is_prior & (plain > n_sd * noise)) | (is_other & (plain > _STRICTER_FOR_OTHERS * n_sd * noise)),
-        noise,
-        n_sd * noise,
-    )
+    kept = (is_prior & (plain > n_sd * noise)) | (is_other & (plain > _STRICTER_FOR_OTHERS * n_sd * noise))
+    return kept, noise, n_sd * noise
