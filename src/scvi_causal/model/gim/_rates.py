@@ -86,8 +86,7 @@ class RateSums:
             self._library = library.ravel()[rows]
         self._rate = np.zeros((len(is_control), n_genes))
         # squared rates, what of them is counting noise, and (of controls) what the log gains from the last count
-        self._square, self._noise = np.zeros((2, len(is_control), n_genes))
-        self._last = np.zeros(n_genes)
+        self._square, self._noise, self._last = np.zeros((3, n_genes))
 
     def add(self, part: slice, counts: csr_matrix) -> csr_matrix:
         """Add cells by their counts; returns log(1 + counts per 10,000)."""
@@ -98,9 +97,10 @@ class RateSums:
         n = counts.shape[0]
         group = self._group[part]
         indicator = csr_matrix((np.ones(n), (group, np.arange(n))), shape=(len(self._is_control), n))
-        _accumulate(self._rate, indicator @ like(rate))
-        _accumulate(self._square, indicator @ like(rate**2))
-        _accumulate(self._noise, indicator @ like(rate * unit))
+        found = (indicator @ like(rate)).tocoo()
+        self._rate[found.row, found.col] += found.data
+        self._square += np.asarray(like(rate**2).sum(0)).ravel()
+        self._noise += np.asarray(like(rate * unit).sum(0)).ravel()
         gained = counts.data * (log - np.log1p(np.maximum(rate - unit, 0.0)))
         self._last += np.asarray(self._is_control[group].astype(float) @ like(gained)).ravel()
         return like(log)
@@ -111,7 +111,7 @@ class RateSums:
         mean = self._rate / np.maximum(n_cells, 1)[:, None]
         # Var(rate) = noise of counting + mean^2 / dispersion within each group; a gene that a perturbation turns on tells it there
         squares = n_cells @ mean**2 / n_cells.sum()
-        excess = (self._square - self._noise).sum(0) / n_cells.sum() - squares
+        excess = (self._square - self._noise) / n_cells.sum() - squares
         inverse = (np.maximum(excess, 0.0) + _PRIOR_SQUARE / _PRIOR_DISPERSION) / (squares + _PRIOR_SQUARE)
         n = n_cells[self._is_control]
         average = n @ mean[self._is_control] / n.sum()
@@ -119,11 +119,6 @@ class RateSums:
         with np.errstate(invalid="ignore", divide="ignore"):
             slope = np.where(moved > 0, average / (average + PSEUDO_RATE) / moved, 1.0)
         return Rates(mean, np.clip(1.0 / inverse, *_DISPERSIONS), slope)
-
-
-def _accumulate(total: np.ndarray, added: csr_matrix) -> None:
-    found = added.tocoo()
-    total[found.row, found.col] += found.data
 
 
 def moved_counts(counts: Tensor, library: Tensor, rate: Tensor, log_fold: Tensor, dispersion: Tensor) -> AbductedCounts:
