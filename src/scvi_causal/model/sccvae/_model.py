@@ -14,6 +14,7 @@ from scvi import REGISTRY_KEYS
 from scvi_causal._constants import CAUSAL_KEYS
 from scvi_causal.data import degree_matched_random_grn
 from scvi_causal.model.base import CausalModel
+from scvi_causal.model.base._data_type import DataType, GeneLikelihood, check_choice, resolve_data_type
 from scvi_causal.model.sccvae._calibrate import calibrate_responses
 from scvi_causal.model.sccvae._fit import Responses, fit_before_training, fit_feature_map
 from scvi_causal.model.sccvae._module import SCCVAEModule
@@ -21,12 +22,8 @@ from scvi_causal.model.sccvae._network import Network, build_network
 from scvi_causal.model.sccvae._options import (
     DEFAULT_SIZES,
     PAPER_SIZES,
-    DataType,
-    GeneLikelihood,
     Graph,
     Preset,
-    check_choice,
-    look_at_data,
     resolve_graph,
     resolve_likelihood,
     upper_triangular,
@@ -139,7 +136,7 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
         sizes = PAPER_SIZES if preset == "paper" else DEFAULT_SIZES
         n_latent, n_hidden = n_latent or sizes["n_latent"], n_hidden or sizes["n_hidden"]
         n_features = sizes["n_features"] if n_features is None else n_features
-        data_type = self._resolve_data_type(data_type)
+        data_type = resolve_data_type(self, data_type)
         gene_likelihood = resolve_likelihood(gene_likelihood, data_type, preset)
         graph = resolve_graph(graph or sizes["graph"], preset, self.summary_stats.n_grn_edges > 0)
         self._preset, self._log_normalize, self._n_components = preset, data_type == "counts", n_features
@@ -188,18 +185,6 @@ class SCCVAE(StrengthMixin, ProgrammesMixin, CausalModel):
         self.init_params_ = self._get_init_params(locals())
 
     # ------------------------------------------------------------------ construction
-
-    def _resolve_data_type(self, data_type: str) -> str:
-        if data_type == "auto":
-            if self.adata is None:
-                raise ValueError(
-                    "Without an AnnData the type of the data cannot be looked at: pass data_type='counts' or 'continuous'."
-                )
-            data_type = look_at_data(
-                self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY),
-                has_library=self._setup_arg("size_factor_key") is not None,
-            )
-        return data_type
 
     def _needs_counts(self) -> bool:
         return self._log_normalize

@@ -13,17 +13,15 @@ from scvi.nn import FCLayers
 from torch import Tensor, nn
 
 from scvi_causal._constants import CAUSAL_KEYS, CONTROL_PREFIX, NORMALIZED_TOTAL
-from scvi_causal.model.base import CausalModule, CounterfactualOutput
+from scvi_causal.model.base import CounterfactualOutput
+from scvi_causal.model.base._expression import ExpressionModule
 from scvi_causal.nn import AbductedCounts, SparseSEM, kl_standard_normal, nb_log_likelihood
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_LOWEST_RATE = 1e-4  # counts per 10,000: keeps logarithms and ratios finite
-_SHARPNESS = 10.0  # of the soft floor at zero expression
 
-
-class SCCVAEModule(CausalModule):
+class SCCVAEModule(ExpressionModule):
     r"""Generative model of a cell under a perturbation.
 
     .. math::
@@ -133,17 +131,6 @@ class SCCVAEModule(CausalModule):
 
     # ------------------------------------------------------------------ the cell
 
-    def log_expression(self, x: Tensor, library: Tensor) -> Tensor:
-        """(cells, genes) log1p of counts per 10,000; continuous data as they are."""
-        return torch.log1p(x * (NORMALIZED_TOTAL / library)) if self.log_normalize else x
-
-    def library(self, tensors: dict[str, Tensor], prefix: str = "") -> Tensor:
-        """(cells, 1) library: the size factor where one is registered, else the total counts."""
-        size = tensors.get(prefix + REGISTRY_KEYS.SIZE_FACTOR_KEY)
-        if size is not None:
-            return size.reshape(-1, 1).float()
-        return tensors[prefix + REGISTRY_KEYS.X_KEY].sum(1, keepdim=True).clamp_min(1.0)
-
     def encode(self, expression: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance, (cells, n_latent) each, of the state of cells given their log expression."""
         hidden = self.encoder(expression, batch)
@@ -153,10 +140,6 @@ class SCCVAEModule(CausalModule):
         """(cells, genes) log1p expression (eta) without perturbation."""
         raw = self.decoder_output(self.decoder(z, batch))
         return F.softplus(raw) if self.log_normalize else raw
-
-    def rate(self, eta: Tensor) -> Tensor:
-        """(cells, genes) counts per 10,000 at log1p expression ``eta``, softly kept above zero."""
-        return torch.expm1(F.softplus(eta, beta=_SHARPNESS)) + _LOWEST_RATE
 
     @property
     def dispersion(self) -> Tensor:
