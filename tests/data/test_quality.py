@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 
 import anndata as ad
 import numpy as np
@@ -75,11 +76,13 @@ class TestMetrics:
         np.testing.assert_allclose(got["ribo"], share([2, 3]), rtol=1e-6)
         np.testing.assert_allclose(got["hb"], share([5]), rtol=1e-6)
 
-    def test_stored_zeros_are_no_genes(self):
+    @pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix])
+    def test_stored_zeros_are_no_genes(self, form):
         adata = screen(5)
         x = adata.X.copy()
         x.data[: x.indptr[1]] = 0
-        adata.layers["zeros"] = x
+        adata.layers["zeros"] = form(x)
+        assert adata.layers["zeros"].nnz == x.nnz
         assert cell_metrics(adata, {}, PATTERNS, "zeros", None)["genes"][0] == 0
 
     def test_published_prefixes_count_kinases_and_growth_factors(self):
@@ -182,6 +185,22 @@ class TestFlags:
         annotate_quality(adata, columns={"doublet": None})
         assert "quality_doublet" not in adata.obs
 
+    @pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix])
+    def test_the_counts_are_not_copied(self, monkeypatch, form):
+        monkeypatch.setattr(_cell_metrics, "_MAX_VALUES", 2**18)
+        rng = np.random.default_rng(0)
+        x = form(sp.random(20_000, 500, 0.2, format="csr", dtype=np.float32, random_state=rng))
+        obs = pd.DataFrame({"perturbation": "control"}, index=[str(i) for i in range(20_000)])
+        adata = ad.AnnData(x, obs)
+        adata.var_names = ["MT-CO1", "RPS3", *(f"g{i}" for i in range(498))]
+        tracemalloc.start()
+        try:
+            annotate_quality(adata, doublets=False)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 0.5 * (x.data.nbytes + x.indices.nbytes)
+
     def test_counts_are_left_alone_and_results_can_be_written(self, tmp_path):
         adata = screen(100)
         before = adata.copy()
@@ -268,7 +287,7 @@ class TestDoublets:
 
         sizes = []
 
-        def scrublet(part, random_state, verbose):
+        def scrublet(part, **_):
             sizes.append(part.n_obs)
             part.obs["predicted_doublet"] = [np.nan, True] + [False] * (part.n_obs - 2)
             part.uns["scrublet"] = {"threshold": 0.3} if part.n_obs > 100 else {}

@@ -124,12 +124,19 @@ def _row_blocks(x) -> Iterator[tuple[slice, object]]:
 
 
 def _n_positive(x) -> np.ndarray:
+    """(cells,) number of positive values."""
     if not sp.issparse(x):
         return (x > 0).sum(axis=1)
-    if x.format not in ("csr", "csc"):
-        x = x.tocsr()
-    # stored zeros are no genes; the indices are shared, not copied
-    return np.asarray(type(x)((x.data > 0, x.indices, x.indptr), shape=x.shape).sum(axis=1)).ravel()
+    x = x if x.format in ("csr", "csc") else x.tocsr()
+    others = np.flatnonzero(~(x.data > 0))  # stored zeros are no genes
+    n_cells = x.shape[0]
+    if x.format == "csr":
+        rows = np.searchsorted(x.indptr, others, side="right") - 1
+        return np.diff(x.indptr) - np.bincount(rows, minlength=n_cells)
+    # in pieces, because counting turns the indices into larger ones
+    pieces = (x.indices[start : start + _MAX_VALUES] for start in range(0, x.indices.size, _MAX_VALUES))
+    stored = sum((np.bincount(piece, minlength=n_cells) for piece in pieces), np.zeros(n_cells, dtype=np.int64))
+    return stored - np.bincount(x.indices[others], minlength=n_cells)
 
 
 def scrublet_doublets(
