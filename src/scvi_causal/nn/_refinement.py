@@ -148,7 +148,34 @@ def background(penalty: float, weight_decay: float) -> float:
     return 1 / (1 + math.exp(-high))
 
 
-class LinearRefinement(nn.Module):
+class Refinement(nn.Module):
+    """What both models of refinement share: a loss over the genes that are observed."""
+
+    def negative_log_likelihood(self, batch: dict[str, Tensor], positions: Tensor) -> Tensor:
+        """(cells, genes) of every gene given its regulators.
+
+        Parameters
+        ----------
+        batch
+            ``"genes"`` (cells, n_targets) expression, ``"observed"`` (cells, n_targets) 1 where a gene follows its regulators;
+            ``"sources"`` (cells, n_sources) or ``"covariates"`` as the model takes them.
+        positions
+            Edges of this step, ascending.
+        """
+        raise NotImplementedError
+
+    def loss(self, batch: dict[str, Tensor], positions: Tensor) -> Tensor:
+        """Mean negative log likelihood per cell and gene; see :meth:`negative_log_likelihood`."""
+        observed = batch["observed"]
+        return (self.negative_log_likelihood(batch, positions) * observed).sum() / observed.sum().clamp_min(1)
+
+    def loss_of_cells(self, batch: dict[str, Tensor], positions: Tensor) -> Tensor:
+        """(cells,) mean over the genes of each cell."""
+        observed = batch["observed"]
+        return (self.negative_log_likelihood(batch, positions) * observed).sum(1) / observed.sum(1).clamp_min(1)
+
+
+class LinearRefinement(Refinement):
     r"""Every gene as a signed sum of its regulators, :math:`\hat x_i = \sum_j \frac{M_{ij}}{q_{ij}} w_{ij} x_j`.
 
     :math:`M_{ij} \sim \mathrm{Bernoulli}(q_{ij})` keeps an edge in this step. Over masks, the expected squared error is that of
@@ -167,25 +194,14 @@ class LinearRefinement(nn.Module):
         self.edge = nn.Parameter(torch.zeros(candidates.n_positions))
         self.log_sd = nn.Parameter(torch.zeros(candidates.n_targets))
 
-    def loss(self, batch: dict[str, Tensor], positions: Tensor) -> Tensor:
-        """Mean negative log likelihood per cell and gene.
-
-        Parameters
-        ----------
-        batch
-            ``"sources"`` (cells, n_sources), ``"genes"`` (cells, n_targets) standardised, ``"observed"`` (cells, n_targets) 1
-            where a gene follows its regulators.
-        positions
-            Edges of this step, ascending.
-        """
+    def negative_log_likelihood(self, batch: dict[str, Tensor], positions: Tensor) -> Tensor:
+        """(cells, genes); expression is standardised."""
         edges = self.candidates.edges(positions, self.edge.device)
         keep = self.candidates.keep_probability(positions).to(self.edge.device)
         values = self.edge[positions.to(self.edge.device)] / keep
         expected = propagate(values, edges, batch["sources"].T.contiguous()).T
         log_sd = self.log_sd.clamp_min(math.log(_LOWEST_SD))
-        nll = 0.5 * ((batch["genes"] - expected) * torch.exp(-log_sd)).square() + log_sd
-        observed = batch["observed"]
-        return (nll * observed).sum() / observed.sum().clamp_min(1) + 0.5 * _LOG_2PI
+        return 0.5 * ((batch["genes"] - expected) * torch.exp(-log_sd)).square() + log_sd + 0.5 * _LOG_2PI
 
     def penalty(self) -> Tensor:
         """Sum over edges of what the lasso shrinks."""
@@ -196,7 +212,7 @@ class LinearRefinement(nn.Module):
         return self.edge.detach()
 
 
-class AttentionRefinement(nn.Module):
+class AttentionRefinement(Refinement):
     r"""The adjacency-updating graph convolutional network of graphVCI, eq. 11.
 
     Every layer is :math:`H^{(k+1)} = \mathrm{act}(\mathrm{softmax}(L \mid M) H^{(k)} \Theta_k + b_k)` with the same masked softmax over
@@ -262,12 +278,10 @@ class AttentionRefinement(nn.Module):
         location, raw = h.unbind(2)
         return location.T, torch.nn.functional.softplus(raw.T) + 1e-3
 
-    def loss(self, batch: dict[str, Tensor], positions: Tensor) -> Tensor:
-        """Mean negative log likelihood per cell and gene; see :meth:`LinearRefinement.loss`."""
+    def negative_log_likelihood(self, batch: dict[str, Tensor], positions: Tensor) -> Tensor:
+        """(cells, genes)."""
         location, sd = self(batch["genes"], batch["covariates"], positions)
-        nll = 0.5 * ((batch["genes"] - location) / sd).square() + sd.log()
-        observed = batch["observed"]
-        return (nll * observed).sum() / observed.sum().clamp_min(1) + 0.5 * _LOG_2PI
+        return 0.5 * ((batch["genes"] - location) / sd).square() + sd.log() + 0.5 * _LOG_2PI
 
     def penalty(self) -> Tensor:
         """Sum over edges of the rescaled weights."""

@@ -111,7 +111,7 @@ class Fit:
 
 
 def fit_refinement(data: RefinementData, candidates: Candidates, options: RefineOptions, seed: int) -> Fit:
-    """Train on the training cells; the state with the lowest loss on the validation cells is kept.
+    """Train on the training cells; the last state that is not worse on the validation cells than another is kept.
 
     Masks and batches come from generators of their own, so that nothing global is seeded.
     """
@@ -159,36 +159,44 @@ def _make_module(data, candidates, options, generator) -> LinearRefinement | Att
 
 
 class _Stopper:
-    """Loss on validation cells with masks that are the same each time, the best state, and patience."""
+    """Loss on validation cells, with masks that are the same each time; the state to keep, and patience.
+
+    Masks make the loss noisy, and edges that are still growing look alike. So a state counts as worse only if the cells agree: by the
+    paired differences to the best state, beyond their standard error. Of states that are not worse the latest is kept.
+    """
 
     def __init__(
         self, data: RefinementData, candidates: Candidates, patience: int, rng: np.random.Generator, seed: int
     ):
         cells = data.val if len(data.val) <= _N_VALIDATION else np.sort(rng.choice(data.val, _N_VALIDATION, False))
         self.data, self.candidates, self.patience, self.seed = data, candidates, patience, seed
-        self.batches = np.array_split(cells, max(1, math.ceil(len(cells) / 512))) if len(cells) else []
+        self.batches = np.array_split(cells, max(1, math.ceil(len(cells) / 512))) if len(cells) > 1 else []
         self.losses: list[float] = []
         self.state: dict | None = None
+        self.best: torch.Tensor | None = None
         self.misses = 0
 
     def stop(self, module: torch.nn.Module) -> bool:
-        """Note the loss; whether it has not improved for too long."""
+        """Note the loss; whether it has been worse than the best for too long."""
         if not self.batches:
             return False
         generator = torch.Generator().manual_seed(self.seed + 1)
-        total = 0.0
         with torch.no_grad():
-            for rows in self.batches:
-                total += len(rows) * float(module.loss(self.data.batch(rows), self.candidates.sample(generator)))
-        loss = total / sum(map(len, self.batches))
-        if not self.losses or loss < min(self.losses):
-            self.state, self.misses = copy.deepcopy(module.state_dict()), 0
-        else:
+            parts = [
+                module.loss_of_cells(self.data.batch(rows), self.candidates.sample(generator)) for rows in self.batches
+            ]
+        loss = torch.cat(parts).double().cpu()
+        self.losses.append(float(loss.mean()))
+        gap = loss - (loss if self.best is None else self.best)
+        if float(gap.mean()) > float(gap.std()) / len(gap) ** 0.5:
             self.misses += 1
-        self.losses.append(loss)
-        return self.misses >= self.patience
+            return self.misses >= self.patience
+        self.state, self.misses = copy.deepcopy(module.state_dict()), 0
+        if self.best is None or float(gap.mean()) < 0:
+            self.best = loss
+        return False
 
     def restore(self, module: torch.nn.Module) -> None:
-        """Put the best state back."""
+        """Put the state that is kept back."""
         if self.state is not None:
             module.load_state_dict(self.state)
