@@ -172,10 +172,10 @@ class MeasuresMixin:
         batch_size: int | None = None,
         seed: int | None = None,
     ) -> np.ndarray:
-        """Importance-weighted lower bound of the log likelihood of cells given what was learned about perturbations.
+        r"""Importance-weighted lower bound of the log likelihood of cells given what was learned about perturbations.
 
         .. math::
-            \\ln \\frac{1}{K} \\sum_k \\frac{p(x \\mid z_k, E_k, M_k)\\, p(z_k)}{q(z_k \\mid x, E_k, M_k)}
+            \ln \frac{1}{K} \sum_k \frac{p(x \mid z_k, E_k, M_k)\, p(z_k)}{q(z_k \mid x, E_k, M_k)}
 
         Masks and embeddings are drawn once for all cells, and are not held against their priors.
 

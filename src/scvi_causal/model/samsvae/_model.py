@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
 
@@ -21,13 +20,85 @@ from scvi_causal.model.samsvae._plan import SAMSVAETrainingPlan
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     from anndata import AnnData
 
     from scvi_causal.nn import MaskGradient
 
 
 class SAMSVAE(MeasuresMixin, CausalModel):
-    """Sparse additive mechanism shift VAE :cite:p:`Bereket2023SAMSVAE`."""
+    """Sparse additive mechanism shift VAE :cite:p:`Bereket2023SAMSVAE`.
+
+    A VAE of all cells. The latent state of a cell is a basal state plus what its perturbations add: for each token an embedding times a
+    sparse binary mask, both of which are uncertain and shared by all cells. Shifts of a combination add up; a cell under another
+    perturbation keeps its basal state.
+
+    Parameters
+    ----------
+    adata
+        AnnData with counts that was set up with :meth:`setup_anndata`.
+    registry
+        Registry of a saved model, instead of ``adata``.
+    preset
+        ``"recommended"``, or ``"paper"`` for the published objective, networks and schedule; see the user guide for what differs and
+        why. Options that are not given are those of the preset.
+    mechanism
+        What a perturbation is. ``"sparse"``: mask times embedding. ``"dense"``: an embedding (CPA-VAE). ``"one-hot"``: the dosages are an
+        input of the decoder (conditional VAE).
+    n_latent
+        Latent dimensions; 50, or 200 as published.
+    n_hidden, n_layers
+        Width and number of blocks of encoder and decoder; the width is 128, or 400 as published.
+    mask_prior, embedding_prior_scale
+        Prior probability that a token acts on a dimension (0.1, or 0.01 as published), and prior standard deviation of embeddings (1).
+    guide
+        What is believed of an embedding given its mask. ``"spike-and-slab"``: a Gaussian where the mask is on, the prior where it is off.
+        ``"correlated"``: a network of the mask (the published one). ``"mean-field"``: a Gaussian, whatever the mask.
+    n_guide_hidden, n_guide_layers
+        Of the network of the correlated guide.
+    posterior
+        Where the basal state of a cell comes from. ``"product"``: an encoder says where the shifted state is, and the prior of the
+        perturbation is combined with that by Bayes' rule. ``"network"``: the encoder is told the shift (as published). ``"mean-field"``: it
+        knows nothing of it.
+    analytic_kl
+        Whether KL divergences are exact where they can be, or those of the draws.
+    mask_gradient
+        Of the binary masks, see :func:`~scvi_causal.nn.straight_through_bernoulli`.
+    n_particles, shared_draws
+        Draws of masks and embeddings per step, and whether one draw serves all cells of a batch. Both settings have the same expectation;
+        draws of each cell's own are averaged over the batch.
+    normalize_library
+        Whether the encoder sees log1p of counts per 10,000, or of raw counts.
+    linear_decoder
+        Whether latent variables also act on the log shares of genes directly.
+    start_at_effects
+        Whether masks, embeddings and loadings start at a sparse factorisation of the effects of the training conditions. Needs
+        ``linear_decoder``.
+    calibrate
+        Whether the shift of each token is multiplied by one number after training, so that drawn cells move as far as training cells did.
+    abduct_counts
+        Whether a predicted cell keeps the count noise of its source, see :class:`~scvi_causal.nn.AbductedCounts`; else counts are drawn
+        anew.
+
+    Examples
+    --------
+    >>> import scvi_causal
+    >>> simulation = scvi_causal.data.simulate_mechanisms(n_tokens=5, n_cells_per_token=20, n_control=40, seed=0)
+    >>> adata = simulation.adata
+    >>> scvi_causal.SAMSVAE.setup_anndata(adata)
+    >>> model = scvi_causal.SAMSVAE(adata, n_latent=10)
+    >>> model.train(max_epochs=2, enable_progress_bar=False)
+    >>> model.predict_counterfactual("T00+T03")
+    >>> adata.layers["counterfactual"].shape == adata.shape
+    True
+    >>> model.get_perturbation_masks().shape
+    (5, 10)
+
+    Notes
+    -----
+    A token that was not in the training cells has no shift: its prior says that it does nothing, which is not a prediction. It is refused,
+    unless features of perturbations are registered, from which shifts are then predicted.
+    """
 
     requires_counts: ClassVar[bool] = True
     unseen: ClassVar[tuple[str, ...]] = ("features", "combinations")
@@ -56,8 +127,9 @@ class SAMSVAE(MeasuresMixin, CausalModel):
         shared_draws: bool | None = None,
         normalize_library: bool | None = None,
         linear_decoder: bool | None = None,
+        start_at_effects: bool | None = None,
+        calibrate: bool | None = None,
         abduct_counts: bool | None = None,
-        **further,
     ):
         super().__init__(adata, registry)
         options = module_options(
@@ -75,8 +147,9 @@ class SAMSVAE(MeasuresMixin, CausalModel):
             shared_draws=shared_draws,
             normalize_library=normalize_library,
             linear_decoder=linear_decoder,
+            start_at_effects=start_at_effects,
+            calibrate=calibrate,
             abduct_counts=abduct_counts,
-            **further,
         )
         self._preset, sizes = preset, SIZES[preset]
         self.module = self._module_cls(
@@ -132,6 +205,15 @@ class SAMSVAE(MeasuresMixin, CausalModel):
     def _before_training(self, train_idx: np.ndarray | None) -> None:
         if self.is_trained_:
             return
+        if train_idx is None:
+            raise ValueError(
+                f"{type(self).__name__} is trained on an AnnData: build it with one, and pass no datamodule."
+            )
+        if not self._dosage(self.adata)[train_idx].nnz:
+            raise ValueError(
+                f"None of the {len(train_idx):,} training cells is perturbed: there is no effect to learn. Check the split: "
+                "perturbed cells have to be among 'train'."
+            )
         device = self.module.device
         self.module.to("cpu")
         fit_before_training(self.module, self.adata_manager, np.sort(np.asarray(train_idx)))
@@ -169,13 +251,13 @@ class SAMSVAE(MeasuresMixin, CausalModel):
             inputs["features"] = torch.from_numpy(self._coded_features(tokens, features)[0])
         return inputs
 
-    def _predictable(self, tokens: list[str], features: pd.DataFrame | None = None) -> list[tuple[bool, str]]:
-        """Whether each token can be a target: unseen ones have no shift, unless features say one."""
-        answers = super()._predictable(tokens, features)
-        if self._has_features() and self.module.mechanisms is not None and not bool(self.module.feature_map.any()):
-            reason = "not seen in training, gets the mean shift: its features predict no better than that"
-            answers = [(ok, reason if ok and why.startswith("not seen") else why) for ok, why in answers]
-        return answers
+    def _provenance_extras(self, tokens: Sequence[str]) -> dict[str, Any]:
+        """What predictions of unseen tokens rest on; where features predict no better than the mean of the seen ones, on that."""
+        if not set(tokens) - set(self.seen_tokens_.tolist()):
+            return {}
+        return {
+            "unseen_tokens_from": "features" if bool(self.module.feature_map.any()) else "the mean shift of seen tokens"
+        }
 
     def _unseen_kinds(self) -> tuple[str, ...]:
         # a conditional VAE has nothing that features could predict, and without features only the prior would speak

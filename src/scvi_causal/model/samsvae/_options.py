@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from scvi_causal.model.samsvae._mechanisms import Guide
@@ -45,7 +45,9 @@ class ModuleOptions:
     """Whether gene means and dispersions start at those of the training cells."""
     start_at_effects: bool = True
     start_size: float = 2.0
+    """Root mean square of the embeddings that start at an effect, in standard deviations of the basal state."""
     start_odds: float = 4.0
+    """Log odds of the masks that start on."""
     abduct_counts: bool = True
     calibrate: bool = True
 
@@ -107,11 +109,16 @@ def module_options(preset: Preset, **given: Any) -> ModuleOptions:
         raise ValueError(
             f"embedding_prior_scale={options.embedding_prior_scale} is a standard deviation: it is positive."
         )
+    if options.start_at_effects and (not options.linear_decoder or options.guide == "correlated"):
+        if given.get("start_at_effects"):
+            raise ValueError(
+                "start_at_effects=True sets the loadings of the linear path of the decoder and the embeddings themselves: it needs "
+                "linear_decoder=True and a guide other than 'correlated', whose embeddings come from a network."
+            )
+        chosen["start_at_effects"] = False
     if options.n_particles < 1:
         raise ValueError(f"n_particles={options.n_particles}: pass at least 1.")
-    if options.guide == "spike-and-slab" and options.mechanism == "dense":
-        return ModuleOptions(**{f.name: getattr(options, f.name) for f in fields(options)} | {"guide": "mean-field"})
-    return options
+    return ModuleOptions(**chosen)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
