@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import anndata as ad
 import numpy as np
 import pandas as pd
 from _common import data_file, prior_file
 
-from scvi_causal.data import parse_label
+from scvi_causal import GraphVCI
+from scvi_causal.benchmark import ModelPredictor, ModelSpec
+from scvi_causal.data import parse_label, validate_grn
 
 GO = "go"
 ALIAS = {"MARCH8": "MARCHF8"}
@@ -28,6 +32,28 @@ SETTINGS = {
 SIMPLE = ["ControlMean", "PerturbedMean", "Additive"]
 WITH_FEATURES = [*SIMPLE, "LinearEffect", "NearestPerturbation"]
 BASELINES = {"papalexi": WITH_FEATURES, "kang": SIMPLE, "mcfaline": SIMPLE, "norman": WITH_FEATURES}
+COLLECTRI = "collectri"
+
+
+class WithCollecTRI(ModelPredictor):
+    """A model that gets CollecTRI among the measured genes; a network in the screen itself would be given to all models."""
+
+    def fit(self, adata: ad.AnnData) -> None:
+        """Put the network where the set-up looks for it, and train."""
+        edges = pd.read_csv(prior_file("grn_collectri_human.csv.gz")).drop_duplicates(["source", "target"])
+        adata.uns[COLLECTRI] = validate_grn(edges[edges["source"] != edges["target"]], adata.var_names)
+        super().fit(adata)
+
+
+def graph_vci(name: str) -> ModelSpec:
+    """GraphVCI with CollecTRI on one of the screens."""
+    settings = SETTINGS[name]
+    setup = {"size_factor_key": SIZE_FACTOR, "grn_key": COLLECTRI}
+    if "covariate_key" in settings:
+        setup["categorical_covariate_keys"] = [settings["covariate_key"]]
+    if "perturbation_features_key" in settings:
+        setup["perturbation_features_key"] = settings["perturbation_features_key"]
+    return ModelSpec(partial(WithCollecTRI, GraphVCI, setup))
 
 
 def load_screen(name: str) -> ad.AnnData:

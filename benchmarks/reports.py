@@ -15,11 +15,11 @@ import argparse
 import sys
 
 from _common import ROOT, say
-from _screens import BASELINES, SETTINGS, SIZE_FACTOR, load_screen
+from _screens import BASELINES, SETTINGS, SIZE_FACTOR, graph_vci, load_screen
 
 from scvi_causal import benchmark
 
-MODELS = ["SCCVAE", "GIM"]
+MODELS = ["SCCVAE", "GIM", "VCI", "GraphVCI"]
 
 
 def main() -> None:
@@ -30,9 +30,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
     name = options.screen
+    models = {model: graph_vci(name) if model == "GraphVCI" else model for model in [*options.models, *BASELINES[name]]}
     result = benchmark.run(
         load_screen(name),
-        models=[*options.models, *BASELINES[name]],
+        models=models,
         out=ROOT / "benchmarks" / "runs" / name,
         size_factor_key=SIZE_FACTOR,
         seeds=tuple(options.seeds),
