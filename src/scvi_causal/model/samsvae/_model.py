@@ -199,7 +199,7 @@ class SAMSVAE(MeasuresMixin, CausalModel):
 
     def _default_max_epochs(self, datamodule: Any) -> int:
         n_steps = max(1, self.adata.n_obs // self._default_batch_size)
-        wanted = 30_000 if self._preset == "paper" else 1_500
+        wanted = 30_000 if self._preset == "paper" else 1_000
         return int(np.clip(round(wanted / n_steps), 10, 2000))
 
     def _before_training(self, train_idx: np.ndarray | None) -> None:
