@@ -24,9 +24,7 @@ def module_of(preset="recommended", graph=None, n_genes=6, **options) -> GraphVC
     graph = {"n_graph": 6, "n_node_features": 5, **(graph or {})}
     options = resolve_graph_options(preset, {"n_latent": 4, "n_hidden": 8, **options}, graph)
     torch.manual_seed(0)
-    return GraphVCIModule(
-        n_genes, 3, edge_index=EDGES, gene_likelihood="normal", log_normalize=False, options=options
-    )
+    return GraphVCIModule(n_genes, 3, edge_index=EDGES, gene_likelihood="normal", log_normalize=False, options=options)
 
 
 def inputs_of(module, n_cells=5):
@@ -287,3 +285,10 @@ def test_published_configuration(adata):
     assert o.shared_heads
     assert model._plan_defaults["distribution_weight"] == 10.0
     assert model.module.graph.features.abs().max() <= 1 / 256
+
+
+def test_takes_every_option_of_vci():
+    from inspect import signature
+
+    plain, graph = (set(signature(cls.__init__).parameters) for cls in (scvi_causal.VCI, scvi_causal.GraphVCI))
+    assert plain <= graph

@@ -68,9 +68,9 @@ class GraphVCI(VCI):
         Options of :func:`~scvi_causal.refine_grn` for ``graph="refined"``, e.g. ``{"n_edges": 5000}``.
     gene_likelihood, data_type, n_latent, n_hidden, n_layers, dropout_rate, normalization
         See :class:`VCI`.
-    distribution_loss, divergence, relu_heads, counterfactual_treatments, include_control
+    distribution_loss, divergence, relu_heads, counterfactual_treatments, include_control, shrink_effects
         See :class:`VCI`.
-    counterfactual_outcome, second_encoder, n_draws
+    encode_covariates, counterfactual_outcome, second_encoder, n_draws
         See :class:`VCI`.
 
     Examples
@@ -114,6 +114,8 @@ class GraphVCI(VCI):
         relu_heads: bool | None = None,
         counterfactual_treatments: Treatments | None = None,
         include_control: bool | None = None,
+        shrink_effects: bool | None = None,
+        encode_covariates: bool | None = None,
         counterfactual_outcome: Outcome | None = None,
         second_encoder: SecondEncoder | None = None,
         n_draws: int | None = None,
@@ -145,6 +147,8 @@ class GraphVCI(VCI):
             relu_heads=relu_heads,
             counterfactual_treatments=counterfactual_treatments,
             include_control=include_control,
+            shrink_effects=shrink_effects,
+            encode_covariates=encode_covariates,
             counterfactual_outcome=counterfactual_outcome,
             second_encoder=second_encoder,
             n_draws=n_draws,
