@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--variants", nargs="+", default=["vci", *VARIANTS])
     parser.add_argument("--cells", type=int, default=300, help="of each cell type and condition, at most")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=128)
     options = parser.parse_args()
     adata = small_kang(options.cells)
