@@ -62,7 +62,7 @@ class VCI(CausalModel):
     n_latent, n_hidden, n_layers, dropout_rate
         Of encoder and decoder.
     normalization
-        ``"layer"``, ``"batch"`` (as published: factual, counterfactual and repeated cells share its statistics) or ``"none"``.
+        ``"none"``, ``"layer"``, or ``"batch"`` (as published: factual, counterfactual and repeated cells share its statistics).
     distribution_loss
         What holds counterfactuals against the cells that were observed under the target in the same stratum. ``"moments"``: the
         mean change of a population against the observed difference of groups. ``"match"``: each predicted cell against that mean (as
@@ -232,11 +232,11 @@ class VCI(CausalModel):
             }
 
     def _default_max_epochs(self, datamodule: Any) -> int:
-        """1,000 as published; otherwise about 1,000 steps."""
+        """1,000 as published; otherwise about 800 steps."""
         if self._preset == "paper":
             return 1_000
         n_steps = max(1, self.adata.n_obs // self._default_batch_size)
-        return int(np.clip(round(1_000 / n_steps), 10, 300))
+        return int(np.clip(round(800 / n_steps), 10, 300))
 
     def _needs_counts(self) -> bool:
         return self._log_normalize

@@ -25,11 +25,11 @@ class VCIOptions:
 
     n_latent: int = 32
     n_hidden: int = 128
-    n_layers: int = 2
+    n_layers: int = 1
     n_outcome: int = 256
     n_covariate: int = 16
     dropout_rate: float = 0.0
-    normalization: Normalization = "layer"
+    normalization: Normalization = "none"
     relu_heads: bool = False
     cell_dispersion: bool = False
     encode_covariates: bool = False
@@ -48,6 +48,7 @@ class VCIOptions:
 RECOMMENDED = VCIOptions()
 PAPER = VCIOptions(
     n_latent=128,
+    n_layers=2,
     normalization="batch",
     relu_heads=True,
     cell_dispersion=True,
