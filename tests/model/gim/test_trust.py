@@ -9,7 +9,7 @@ import torch
 
 from scvi_causal.data import simulate_drugs
 from scvi_causal.model.gim._interventions import Interventions
-from scvi_causal.model.gim._trust import _average, _weights
+from scvi_causal.model.gim._trust import _average, _certain_share, _weights
 
 from .conftest import fit
 
@@ -38,6 +38,23 @@ def test_strong_perturbations_do_not_decide_about_all_others():
     scaled = _weights(guess * np.linalg.norm(observed, axis=1)[:, None], np.zeros_like(guess), observed)
     np.testing.assert_allclose(scaled, _weights(guess, np.zeros_like(guess), unit), atol=1e-5)
     np.testing.assert_array_equal(_weights(guess, guess, np.zeros_like(guess)), 0.0)
+
+
+def test_what_few_tokens_gain_by_chance_is_not_trusted():
+    """The factor is 1 - s^2 / g^2 over tokens, whose conditions count as one."""
+    rng = np.random.default_rng(2)
+    guess = rng.normal(size=(12, 30))
+    mean, token, weights = np.zeros_like(guess), np.repeat(np.arange(6), 2), np.array([1.0, 0.0])
+    observed = guess + 0.3 * rng.normal(size=guess.shape)
+    gain = 1 - np.square(guess - observed).sum(1) / np.square(observed).sum(1)
+    gain = gain.reshape(6, 2).mean(1)
+    expected = 1 - gain.var(ddof=1) / 6 / gain.mean() ** 2
+    assert _certain_share(weights, guess, mean, observed, token) == pytest.approx(expected)
+    assert expected > 0.95
+    noise = rng.normal(size=guess.shape)
+    fitted = _weights(guess, mean, noise)
+    assert _certain_share(fitted, guess, mean, noise, token) < 0.6
+    assert _certain_share(weights, guess, mean, noise, token) == 0.0
 
 
 def test_average_is_over_the_conditions_asked_for_and_without_own_nodes():

@@ -80,7 +80,12 @@ def set_trust(module: GIMModule, token: np.ndarray, has_features: bool, factor: 
     itself = Interventions(of_itself.float() * module.average_own[0], of_itself.float() * module.average_own[1])
     observed = data.mean[:, :, 0] - module.total_effect(itself)
     rows = (module.total_effect(guess)[known], module.total_effect(mean)[known], observed[known])
-    module.trust.copy_(torch.from_numpy(_weights(*(row.cpu().numpy() for row in rows))))
+    rows = tuple(row.cpu().numpy() for row in rows)
+    first = token[members.argmax(1)[known].cpu().numpy()]
+    if len(np.unique(first)) < _FEW_TOKENS:
+        return
+    weights = _weights(*rows)
+    module.trust.copy_(torch.from_numpy(weights * _certain_share(weights, *rows, first)))
 
 
 def _average(seen: Interventions, others: Tensor, use: Tensor) -> Interventions:
@@ -158,3 +163,20 @@ def _weights(guess: np.ndarray, mean: np.ndarray, observed: np.ndarray) -> np.nd
         share = difference @ (target - design[:, 1]) / max(difference @ difference, 1e-12)
         weights = np.array([np.clip(share, 0, 1), 1 - np.clip(share, 0, 1)])
     return weights.astype(np.float32)
+
+
+def _certain_share(
+    weights: np.ndarray, guess: np.ndarray, mean: np.ndarray, observed: np.ndarray, token: np.ndarray
+) -> np.float32:
+    r"""How much of the weights is more than chance, given how much tokens differ in what they gain by them.
+
+    With the mean :math:`\bar g` over tokens of the share of the observed effect that is explained, and its standard error s, this is the positive-part
+    factor :math:`\max(0, 1 - s^2 / \bar g^2)`: next to 1 for forty drugs whose features mean something, less for seven reagents.
+    """
+    error = ((weights[0] * guess + weights[1] * mean - observed) ** 2).sum(1)
+    size = (observed**2).sum(1)
+    gain = 1 - error / np.maximum(size, 1e-12 * max(float(size.max()), 1e-300))
+    _, group = np.unique(token, return_inverse=True)
+    gain = np.bincount(group, gain) / np.bincount(group)
+    average, noise = float(gain.mean()), float(gain.var(ddof=1)) / len(gain)
+    return np.float32(max(0.0, 1 - noise / average**2) if average > 0 else 0.0)
