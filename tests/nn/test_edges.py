@@ -98,3 +98,14 @@ def test_no_edges():
     assert not out.any()
     out.sum().backward()
     assert values.grad.shape == (0,)
+
+
+def test_mixed_precision_leaves_the_sparse_product_whole():
+    edges, _ = graph(TOY)
+    values, x = torch.rand(6, requires_grad=True), torch.randn(3, 2)
+    expected = propagate(values, edges, (x @ torch.eye(2)).bfloat16().float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = propagate(values, edges, x @ torch.eye(2))
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    assert values.grad.isfinite().all()

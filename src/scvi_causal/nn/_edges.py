@@ -100,7 +100,8 @@ def propagate(values: Tensor, edges: Edges, x: Tensor) -> Tensor:
     -----
     Neither the forward pass nor the gradients make anything of the size edges x width, as gathering messages would.
     """
-    return _SparseProduct.apply(values, x, edges)
+    with torch.autocast(x.device.type, enabled=False):  # there are no sparse products in half precision
+        return _SparseProduct.apply(values, x.to(values.dtype), edges)
 
 
 class _SparseProduct(torch.autograd.Function):
