@@ -181,7 +181,9 @@ def test_unseen_tokens_are_mixtures_of_seen_ones(simulation, screen):
         screen, {"perturbation_features_key": "features"}, {"split_key": "split", "max_epochs": 1, "batch_size": 128}
     )
     code = model.module.treatment_code
-    vocabulary = code.vocabulary()
+    vocabulary = code.tokens(torch.arange(len(tokens)), code.features)
+    dosage = torch.rand(3, len(tokens))
+    torch.testing.assert_close(code.of_vocabulary(dosage), code(dosage, vocabulary))
     place = tokens.index(held)
     assert not code.trained[place]
     torch.testing.assert_close(vocabulary[code.trained], torch.eye(len(tokens))[code.trained])
@@ -191,7 +193,9 @@ def test_unseen_tokens_are_mixtures_of_seen_ones(simulation, screen):
     assert np.isfinite(model.predict_counterfactual([held], indices=[0]).X).all()
     code.set_mixture(code.trained.clone())
     assert "mean response" in model.can_predict([held])["reason"].item()
-    torch.testing.assert_close(code.vocabulary()[place][code.trained], torch.full((5,), 0.2))
+    torch.testing.assert_close(
+        code.tokens(torch.tensor([place]), 0 * code.features[:1])[0][code.trained], torch.full((5,), 0.2)
+    )
 
 
 def test_best_epoch_is_kept_where_there_are_cells_to_tell(screen):

@@ -66,13 +66,13 @@ def test_the_library_scales_the_mean_of_counts():
 def test_published_heads_have_a_floor():
     module = module_of().eval()
     y, step = torch.randn(50, 6), module._per_step()
-    treatment = module.treatment_code(torch.zeros(50, 3), module.treatment_code.vocabulary())
+    treatment = module.treatment_code.of_vocabulary(torch.zeros(50, 3))
     mean, scale = module.encode(y, treatment, torch.zeros(50, 0), step)
     assert (mean >= 0).all()
     assert (mean == 0).any()
     assert float(scale.detach().min()) == pytest.approx(0.6941471806, abs=1e-6)
     free = module_of(preset="recommended").eval()
-    treatment = free.treatment_code(torch.zeros(50, 3), free.treatment_code.vocabulary())
+    treatment = free.treatment_code.of_vocabulary(torch.zeros(50, 3))
     mean, scale = free.encode(y, treatment, torch.zeros(50, 0), step)
     assert (mean < 0).any()
     assert (scale < 0.69).any()
@@ -94,7 +94,9 @@ def test_shapes_of_the_published_networks():
 def test_published_treatment_is_one_hot_with_a_column_for_control():
     code = module_of().treatment_code
     dosage = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.0, -2.0]])
-    assert code(dosage, code.vocabulary()).tolist() == [[0, 0, 0, 1], [0.5, 0, -2, 0]]
+    assert code.of_vocabulary(dosage).tolist() == [[0, 0, 0, 1], [0.5, 0, -2, 0]]
+    every = code.tokens(torch.arange(3))
+    assert code(dosage, every).tolist() == code.of_vocabulary(dosage).tolist()
 
 
 # ---------------------------------------------------------------------- 3: the distribution loss

@@ -69,9 +69,15 @@ class TreatmentCode(nn.Module):
         self.register_buffer("feature_center", torch.zeros(n_features))
         self.register_buffer("feature_map", torch.zeros(n_features, n_tokens))
 
-    def vocabulary(self) -> Tensor:
-        """(n_tokens, n_tokens) codes of the tokens of the vocabulary."""
-        return self.tokens(torch.arange(self.n_tokens, device=self.trained.device), self.features)
+    def of_vocabulary(self, dosage: Tensor) -> Tensor:
+        """(cells, n_code) codes of treatments, from (cells, n_tokens) dosages of the tokens of the vocabulary.
+
+        The same as with the codes of all tokens, without the matrix of tokens times tokens that these make.
+        """
+        code, others = dosage * self.trained, (~self.trained).nonzero().squeeze(1)
+        if len(others):
+            code = code + dosage[:, others] @ self.tokens(others, self.features[others])
+        return self._with_control(code, dosage)
 
     def tokens(self, index: Tensor, features: Tensor | None = None) -> Tensor:
         """(T, n_tokens) codes of tokens.
@@ -111,7 +117,9 @@ class TreatmentCode(nn.Module):
 
     def forward(self, dosage: Tensor, tokens: Tensor) -> Tensor:
         """(cells, n_code) codes of treatments, from (cells, T) dosages and (T, n_tokens) codes of tokens."""
-        code = dosage @ tokens
+        return self._with_control(dosage @ tokens, dosage)
+
+    def _with_control(self, code: Tensor, dosage: Tensor) -> Tensor:
         return torch.cat([code, (dosage == 0).all(1, keepdim=True).to(code)], 1) if self.control_column else code
 
 

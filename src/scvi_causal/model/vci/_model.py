@@ -292,9 +292,11 @@ class VCI(CausalModel):
             np.array([column.get(token, -1) for token in self._vocabulary.tokens], dtype=np.int64),
         )
         self.module.table = table.to(self.module.device)
+        self.module.treatment_code.trained.fill_(True)
 
     def _after_training(self) -> None:
-        """Say what stands in for tokens without cells."""
+        """Say what stands in for tokens without cells; the treatment table has served."""
+        self.module.table = None
         set_unseen_codes(self, np.sort(np.asarray(self.train_indices)))
 
     def _names_a_control(self) -> np.ndarray:

@@ -168,13 +168,11 @@ class VCIModule(ExpressionModule):
     # ------------------------------------------------------------------ scvi-tools' grammar
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **_: object) -> dict:
-        tokens = self.treatment_code.vocabulary()
         library = self.library(tensors)
         return {
             "expression": self.log_expression(tensors[REGISTRY_KEYS.X_KEY], library),
-            "treatment": self.treatment_code(tensors[CAUSAL_KEYS.PERTURBATION].float(), tokens),
+            "treatment": self.treatment_code.of_vocabulary(tensors[CAUSAL_KEYS.PERTURBATION].float()),
             "covariates": self.covariate_code(tensors),
-            "tokens": tokens,
             "step": self._per_step(),
             "x": tensors[REGISTRY_KEYS.X_KEY],
             "library": library,
@@ -185,9 +183,7 @@ class VCIModule(ExpressionModule):
         return None if self.training else torch.Generator(device).manual_seed(_VALIDATION_SEED)
 
     @auto_move_data
-    def inference(
-        self, expression: Tensor, treatment: Tensor, covariates: Tensor, tokens: Tensor, step: dict, **given: Tensor
-    ) -> dict:
+    def inference(self, expression: Tensor, treatment: Tensor, covariates: Tensor, step: dict, **given: Tensor) -> dict:
         """Factual posterior, and ``n_draws`` draws from it, stacked."""
         mean, scale = self.encode(expression, treatment, covariates, step)
         shape = (self.options.n_draws, *mean.shape)
@@ -199,7 +195,6 @@ class VCIModule(ExpressionModule):
             "expression": expression,
             "treatment": treatment,
             "covariates": covariates,
-            "tokens": tokens,
             "step": step,
             **given,
         }
@@ -223,7 +218,7 @@ class VCIModule(ExpressionModule):
         return {
             **inference_outputs,
             "contexts": {key: tensors[key] for key in keys if key in tensors},
-            "target": self.treatment_code(self.table.dosage[drawn], inference_outputs["tokens"]),
+            "target": self.treatment_code.of_vocabulary(self.table.dosage[drawn]),
             "asked": stratum * self.table.n_treatments + drawn,
             "received": torch.where(own >= 0, stratum * self.table.n_treatments + own, -1),
         }
@@ -345,8 +340,7 @@ class VCIModule(ExpressionModule):
         """Abduct z (and the noise) of cells from what they are and received, then decode under the target."""
         x, library, step = tensors[REGISTRY_KEYS.X_KEY], self.library(tensors), self.inference_step()
         expression, covariates = self.log_expression(x, library), self.covariate_code(tensors)
-        own_dosage = tensors[CAUSAL_KEYS.PERTURBATION].float()
-        own = self.treatment_code(own_dosage, self.treatment_code.vocabulary())
+        own = self.treatment_code.of_vocabulary(tensors[CAUSAL_KEYS.PERTURBATION].float())
         target_tokens = self.treatment_code.tokens(token_inputs["index"], token_inputs.get("features"))
         target = self.treatment_code(dosage.float(), target_tokens)
         mean, scale = self.encode(expression, own, covariates, step)
