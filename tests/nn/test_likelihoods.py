@@ -131,3 +131,38 @@ def test_draws_come_from_the_global_generator(sources):
         torch.manual_seed(3)
         assert torch.equal(first, sources.sample())
         assert not torch.equal(first, sources.sample())
+
+
+@pytest.mark.parametrize("theta", [0.3, 1.5, 5.0])
+def test_expected_log1p_is_that_of_draws(theta):
+    counts = torch.tensor([[0.0, 0.0, 1.0, 2.0, 5.0, 3.0, 8.0, 1.0, 0.0]])
+    before = torch.tensor([[0.3, 0.2, 0.8, 2.0, 4.0, 3.0, 6.0, 2.0, 0.5]])
+    after = torch.tensor([[0.9, 6.0, 1.6, 5.0, 4.0, 0.5, 3.0, 0.1, 0.2]])
+    inverse_dispersion, per_count = torch.full((9,), theta), torch.tensor([[6.0]])
+    found = AbductedCounts(counts, before, after, inverse_dispersion).expected_log1p(per_count)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        draws = AbductedCounts(counts.expand(50_000, 9), before, after, inverse_dispersion).sample()
+    torch.testing.assert_close(found[0], torch.log1p(6.0 * draws).mean(0), rtol=0.03, atol=0.01)
+    # what does not change is what it was, and what cannot change is nothing
+    same = AbductedCounts(counts, before, before, inverse_dispersion).expected_log1p(per_count)
+    torch.testing.assert_close(same, torch.log1p(6.0 * counts), rtol=1e-4, atol=1e-4)
+    assert found[0, 8] == 0
+
+
+def test_expected_log1p_has_a_gradient_everywhere():
+    counts = torch.tensor([[0.0, 0.0, 3.0, 3.0, 3.0]])
+    before = torch.tensor([[0.5, 1e-4, 2.0, 2.0, 2.0]])
+    after = torch.tensor([[0.5, 1e-4, 2.0, 1e-4, 500.0]]).requires_grad_()
+    AbductedCounts(counts, before, after, torch.ones(5)).expected_log1p(torch.ones(1, 1)).sum().backward()
+    assert torch.isfinite(after.grad).all()
+
+
+def test_likelihood_in_mixed_precision():
+    """A matrix product would be in half precision there, and a sum over genes would lose its digits."""
+    torch.manual_seed(0)
+    mean, theta = torch.rand(3, 50) + 0.5, torch.rand(50) + 0.5
+    counts = torch.poisson(mean)
+    expected = nb_log_likelihood(counts, mean, theta)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(nb_log_likelihood(counts, mean, theta), expected)

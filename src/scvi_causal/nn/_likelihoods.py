@@ -26,7 +26,9 @@ def nb_log_likelihood(counts: Tensor, mean: Tensor, inverse_dispersion: Tensor) 
     (cells,)
     """
     theta, n_genes = inverse_dispersion, counts.shape[-1]
-    every = torch.log1p(mean / theta) @ theta
+    with torch.autocast(mean.device.type, enabled=False):  # a sum over thousands of genes needs its digits
+        wide = torch.promote_types(mean.dtype, torch.float32)
+        every = torch.log1p(mean.to(wide) / theta.to(wide)) @ theta.to(wide)
     place = counts.reshape(-1).nonzero().squeeze(1)
     row, gene = place // n_genes, place % n_genes
     y, mu, t = counts.reshape(-1)[place], mean.reshape(-1).index_select(0, place), theta.index_select(0, gene)
