@@ -36,7 +36,7 @@ def simulation():
 
 @pytest.fixture(scope="module")
 def table(simulation):
-    return scvi_causal.refine_grn(simulation.adata, **FAST)
+    return scvi_causal.refine_grn(simulation.adata, max_epochs=80, **FAST)
 
 
 def matrix_of(edges, genes, column=None):
@@ -90,7 +90,7 @@ def test_interventions_tell_the_direction():
     adata.uns["grn"] = pd.DataFrame({"source": ["A", "B"], "target": ["B", "A"]})
     weight = {}
     for interventions in (True, False):
-        found = scvi_causal.refine_grn(adata, interventions=interventions, max_epochs=60, **FAST)
+        found = scvi_causal.refine_grn(adata, interventions=interventions, max_epochs=30, **FAST)
         found = found.set_index(["source", "target"])["weight"]
         weight[interventions] = found["A", "B"] - found["B", "A"]
     assert weight[True] > weight[False] + 0.1
@@ -232,7 +232,7 @@ def test_strata_are_taken_out():
     adata.uns["grn"] = graph
     weights = {}
     for key in (None, "batch"):
-        found = scvi_causal.refine_grn(adata, regulators="all", batch_key=key, max_epochs=100, **FAST)
+        found = scvi_causal.refine_grn(adata, regulators="all", batch_key=key, max_epochs=60, **FAST)
         weights[key] = found.loc[~found["prior"], "weight"].abs().max()
     assert weights["batch"] < 0.5 * weights[None]
 
