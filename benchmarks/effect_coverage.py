@@ -14,6 +14,7 @@ import warnings
 import numpy as np
 import pandas as pd
 from _common import QUIET, fit, say, write_page
+from scipy import stats
 
 import scvi_causal
 from scvi_causal.data import simulate_screen
@@ -41,6 +42,12 @@ from strata unless told otherwise.""",
 Effects of guides or donors scatter by `between` cell standard deviations. `independent`: intervals as if cells were independent;
 `sandwich`: C / (C - 1) and t with C - 1 degrees of freedom; `jackknife`: the default. Guides are nested in treatments (8 for
 control), donors have both arms and their own response.""",
+    "rare": """## Genes that few cells express
+
+50 perturbed cells and 1,000 controls, 4,000 genes without an effect that `expected` of 50 cells express. `Welch`: intervals as they come;
+`coverage`: those of the package, which adds two cells to the variance of an arm in which fewer than ten express the gene. `called`:
+share with an adjusted p-value below 0.05. `four times`: coverage of the truth and share found (p < 0.05) if four times as many perturbed
+cells express them.""",
     "strata": """## Strata that are spread unevenly
 
 Three batches that differ by one cell standard deviation, predictions that are the means of the controls of a batch plus one effect, as of
@@ -190,6 +197,36 @@ def cluster_rates(y, treatment, cluster) -> dict[str, float]:
     width = {kind: (t["ci_high"] - t["ci_low"]).mean() for kind, t in tables.items()}
     rates = {kind: inside(t, 0).mean() for kind, t in tables.items()}
     return {**rates, "width, jackknife / sandwich": width["jackknife"] / width["sandwich"]}
+
+
+def rare(seeds) -> pd.DataFrame:
+    """Coverage for genes whose variance a handful of cells has to tell."""
+    rows, rng = [], np.random.default_rng(0)
+    label = np.repeat(["A", "control"], [50, 1000])
+    value = np.log1p(rng.gamma(2, 2, 400_000)).mean()
+    for expected in (0.5, 1, 2, 3, 5, 8, 10, 12):
+
+        def draw(fold, share=expected / 50):
+            express = rng.random((1050, 4000)) < np.where(label == "A", fold, 1.0)[:, None] * share
+            return express * np.log1p(rng.gamma(2, 2, express.shape))
+
+        y = draw(1.0)
+        table = estimate_effects(y, label, method="group")
+        welch = stats.ttest_ind(y[:50], y[50:], equal_var=False)
+        between = welch.confidence_interval()
+        p = np.nan_to_num(welch.pvalue, nan=1.0)
+        changed, truth = estimate_effects(draw(4.0), label, method="group"), 3 * expected / 50 * value
+        row = {
+            "expected": expected,
+            "Welch": np.mean(~((between.low > 0) | (between.high < 0))),
+            "coverage": inside(table, 0).mean(),
+            "called, Welch": np.mean(stats.false_discovery_control(p) < 0.05),
+            "called": (table["padj"] < 0.05).mean(),
+            "four times: coverage": inside(changed, truth).mean(),
+            "four times: found": (changed["pvalue"] < 0.05).mean(),
+        }
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("expected")
 
 
 def strata(seeds) -> pd.DataFrame:
@@ -356,6 +393,7 @@ PARTS = {
     "designs": designs,
     "inferred": inferred,
     "clusters": clusters,
+    "rare": rare,
     "strata": strata,
     "bands": bands,
     "fdr": fdr,

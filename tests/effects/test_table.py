@@ -159,12 +159,62 @@ def test_few_cells_are_flagged(toy):
 def test_genes_without_variance():
     treatment = np.repeat(["control", "A"], 20)
     y = np.zeros((40, 3))
-    y[:, 1], y[20:, 2] = 3.3, 1.7
+    y[:, 1], y[:20, 2], y[20:, 2] = 3.3, 0.4, 1.7
     for method, predicted in (("group", None), ("robust", {"A": y + 0.1, "control": y - 0.1})):
         table = estimate_effects(y, treatment, predicted, method=method)
         np.testing.assert_allclose(table["se"], 0, atol=1e-12)
         assert table["pvalue"].tolist()[:2] == [1.0, 1.0]
         assert table["pvalue"][2] == (0.0 if method == "group" else 1.0)
+
+
+def sparse_genes(rng, n, expected, n_genes=3000, fold=1.0):
+    """A and control, of whose cells few express; as many of A's as expected, on average."""
+    treatment = np.repeat(["A", "control"], [n, 800])
+    share = np.where(treatment == "A", fold, 1.0) * expected / n
+    return treatment, (rng.random((n + 800, n_genes)) < share[:, None]) * np.log1p(rng.gamma(2, 2, (n + 800, n_genes)))
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+@pytest.mark.parametrize("expected", [1, 4, 9])
+def test_genes_that_few_cells_express_are_not_certain(expected, cluster):
+    """With Welch's intervals alone 62, 88 and 94 % contain the truth, and every gene that no cell of A expresses is called."""
+    rng = np.random.default_rng(expected)
+    treatment, y = sparse_genes(rng, 50, expected)
+    donor = rng.permutation(len(treatment)) % 12 if cluster else None
+    table = estimate_effects(y, treatment, method="group", cluster=donor)
+    covered = (table["ci_low"] <= 0) & (table["ci_high"] >= 0)
+    assert covered.mean() > 0.94
+    assert (table["padj"] < 0.05).mean() < 0.001
+    if expected == 1:
+        assert covered[(y[:50] == 0).all(0)].all()
+    # four times as many are found
+    treatment, y = sparse_genes(rng, 50, expected, fold=4.0)
+    table = estimate_effects(y, treatment, method="group", cluster=donor)
+    truth = 3 * expected / 50 * np.log1p(rng.gamma(2, 2, 100_000)).mean()
+    assert 0.93 < ((table["ci_low"] <= truth) & (table["ci_high"] >= truth)).mean()
+    assert (table["pvalue"] < 0.05).mean() > (0.85 if expected > 1 else 0.0)
+
+
+def test_the_rule_for_rare_genes_by_hand_and_where_it_ends():
+    rng = np.random.default_rng(0)
+    treatment = np.repeat(["A", "control"], [40, 300])
+    y = np.zeros((340, 3))
+    y[:9, 0], y[:10, 1], y[:, 2] = 2.0, 2.0, rng.normal(size=340)
+    y[40:140, :2] = 3.0
+    table = estimate_effects(y, treatment, method="group")
+    for gene, pseudo in ((0, 2), (1, 0), (2, 0)):  # nine cells express, ten do, all do
+        a, c = y[:40, gene], y[40:, gene]
+        typical = (y[:, gene] ** 2).sum() / (y[:, gene] != 0).sum()
+        parts = [(((a - a.mean()) ** 2).sum() + pseudo * typical) / 39 / 40, c.var(ddof=1) / 300]
+        assert table["se"][gene] == pytest.approx(np.sqrt(sum(parts)))
+        df = sum(parts) ** 2 / (parts[0] ** 2 / (2 * (9 + 2) if pseudo else 39) + parts[1] ** 2 / 299)
+        half = table["ci_high"][gene] - table["estimate"][gene]
+        assert half == pytest.approx(stats.t.isf(0.025, df) * table["se"][gene])
+    for form in (sparse.csr_matrix(y), sparse.csr_array(y)):
+        pd.testing.assert_frame_equal(table, estimate_effects(form, treatment, method="group"), rtol=1e-10)
+    # a gene that nobody expresses has no effect, and no variance either
+    nobody = estimate_effects(np.zeros((340, 1)), treatment, method="group")
+    assert nobody[["se", "estimate", "pvalue"]].iloc[0].tolist() == [0.0, 0.0, 1.0]
 
 
 def test_false_discovery_rates_are_per_method_and_skip_what_is_missing():

@@ -167,7 +167,7 @@ def _by_cell(read, predict, cells: Cells, rows, targets, contrast, n_genes) -> l
 def _without_outcomes(arm: ArmSums) -> ArmSums:
     first, second = arm.first.copy(), arm.second.copy()
     first[:, Y], second[Y], second[:, Y] = 0.0, 0.0, 0.0
-    return ArmSums(arm.n, first, second)
+    return ArmSums(arm.n, first, second, np.zeros_like(arm.nonzero))
 
 
 def _checked(x, n_rows: int, n_genes: int, name: str) -> np.ndarray:
@@ -210,7 +210,7 @@ class _Outcomes:
     def __init__(self, n: np.ndarray, n_genes: int):
         self.n, self.n_genes = n, n_genes
         self.total: np.ndarray | None = None
-        self.squares = np.zeros(n_genes)
+        self.squares, self.nonzero = np.zeros(n_genes), np.zeros(n_genes)
 
     def add(self, code: np.ndarray, y) -> None:
         """Add cells by the place of their block among those that have any."""
@@ -218,6 +218,7 @@ class _Outcomes:
             self.total = np.zeros((int((self.n > 0).sum()), self.n_genes))
         y = y.astype(np.float64) if sparse.issparse(y) else dense(y)
         self.total += sum_by(code, y, len(self.total))
+        self.nonzero += np.asarray((y != 0).sum(0)).ravel()
         self.squares += np.asarray((y.multiply(y) if sparse.issparse(y) else y * y).sum(0)).ravel()
 
 
@@ -236,7 +237,7 @@ def _from_blocks(found: _Outcomes, n_strata: int, n_clusters: int, f: np.ndarray
             sums.second[i, j] = (n[:, None] * x * other).sum(0)
     if found.total is not None:
         sums.first[:, Y] = sum_by(cluster, found.total, n_clusters)
-        sums.second[Y, Y] = found.squares
+        sums.second[Y, Y], sums.nonzero = found.squares, found.nonzero
         for i, x in values.items():
             sums.second[Y, i] = sums.second[i, Y] = (found.total * x).sum(0)
     return sums

@@ -15,7 +15,9 @@ from ._variance import (
     FEWEST_CLUSTERS,
     Spread,
     Weights,
+    at_least,
     cluster_influence,
+    is_rare,
     n_clusters,
     point,
     spread_of_cells,
@@ -81,7 +83,12 @@ class Inference:
             return spread_of_cells(arms, weights, offsets)
         if n_clusters(arms) < FEWEST_CLUSTERS:
             return None
-        return spread_of_clusters(arms, weights, self.clusters)
+        spread = spread_of_clusters(arms, weights, self.clusters)
+        if not weights.outcome:
+            return spread
+        # clusters without a cell that expresses a gene do not differ, which makes nothing certain
+        rare = np.any([is_rare(arm) for arm in compared], axis=0)
+        return at_least(spread, spread_of_cells(arms, weights, offsets), rare)
 
 
 def estimate_arms(arms: Arms, method: Method, inference: Inference) -> Estimate:

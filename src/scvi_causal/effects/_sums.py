@@ -25,21 +25,28 @@ class ArmSums:
         (clusters, 3, genes) sums.
     second
         (3, 3, genes) sums of products, over all clusters.
+    nonzero
+        (genes,) number of cells whose outcome is not zero.
     """
 
     n: np.ndarray
     first: np.ndarray
     second: np.ndarray
+    nonzero: np.ndarray
 
     @classmethod
     def empty(cls, n_clusters: int, n_genes: int) -> ArmSums:
         """No cell yet."""
-        return cls(np.zeros(n_clusters), np.zeros((n_clusters, 3, n_genes)), np.zeros((3, 3, n_genes)))
+        return cls(
+            np.zeros(n_clusters), np.zeros((n_clusters, 3, n_genes)), np.zeros((3, 3, n_genes)), np.zeros(n_genes)
+        )
 
     def add(self, cluster: np.ndarray, y: np.ndarray | None, f: np.ndarray | None, h: np.ndarray | None) -> None:
         """Add cells: (cells,) codes of clusters, and (cells, genes) values or ``None`` for zeros."""
         self.n += np.bincount(cluster, minlength=len(self.n))
         values = {i: np.asarray(x, dtype=np.float64) for i, x in ((Y, y), (F, f), (H, h)) if x is not None}
+        if y is not None:
+            self.nonzero += np.count_nonzero(y, axis=0)
         for i, x in values.items():
             self.first[:, i] += sum_by(cluster, x, len(self.n))
             for j, other in values.items():
@@ -49,11 +56,12 @@ class ArmSums:
 
     def minus(self, *others: ArmSums) -> ArmSums:
         """Sums over the cells that are in none of the others."""
-        rest = ArmSums(self.n.copy(), self.first.copy(), self.second.copy())
+        rest = ArmSums(self.n.copy(), self.first.copy(), self.second.copy(), self.nonzero.copy())
         for other in others:
             rest.n -= other.n
             rest.first -= other.first
             rest.second -= other.second
+            rest.nonzero -= other.nonzero
         return rest
 
     @property

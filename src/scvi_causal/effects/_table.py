@@ -107,6 +107,7 @@ def estimate_effects(
         marginal means under the perturbation and under the contrast;
     ``estimate``, ``se``, ``ci_low``, ``ci_high``
         their difference, its standard error and interval (Student's t: Welch's degrees of freedom, or those of the clusters);
+        wider than Welch's where fewer than 10 cells of an arm have an outcome other than zero and so cannot tell its variance;
     ``band_low``, ``band_high``
         with ``simultaneous=True``;
     ``statistic``, ``pvalue``, ``padj``

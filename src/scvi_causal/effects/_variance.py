@@ -16,6 +16,9 @@ FEWEST_CLUSTERS = 3
 """Fewer give no standard error."""
 FEW_CLUSTERS = 5
 """Fewer give one, and a warning."""
+RARE = 10
+"""Fewer cells than this that express a gene do not tell how variable it is."""
+_PSEUDO_CELLS = 2  # as in the intervals of Agresti and Coull for proportions
 _MANY_CLUSTERS = 400  # from here on degrees of freedom no longer matter, and their cost does
 
 
@@ -86,17 +89,35 @@ def spread_of_cells(arms: Arms, weights: Weights, offsets: bool = True) -> Sprea
     offsets
         Whether differences of the mean predictions between arms count as variance, as in the influence function; without
         them arms are centred one by one, as in Welch's test.
+
+    Where fewer than :data:`RARE` cells of an arm express a gene, their scatter says little, and nothing where none does: zero
+    variance would make an absent gene certain. Two more cells with the typical value of the gene (root mean square of the
+    expressing cells of both arms) are then thought into the arm, and a variance that rests on x events has 2 x degrees of freedom.
     """
     variances, dfs = [], []
+    typical = _typical_square(arms)
     for arm, direction, offset in influence_of_arms(arms, weights):
         n = arm.n_cells
         squares = np.einsum("ig,ijg,jg->g", direction, arm.scatter, direction).clip(0.0)
+        rare = is_rare(arm) & (arm is not arms.rest and weights.outcome != 0)
+        squares += np.where(rare, _PSEUDO_CELLS * typical * direction[Y] ** 2, 0.0)
         squares *= n / (n - 1) if n > 1 else np.nan
         if arm is arms.rest and n == 1:  # one cell that received something else says nothing, and costs nothing
             squares = np.zeros_like(squares)
         variances.append((squares + (n * offset**2 if offsets else 0.0)) / arms.n_cells**2)
-        dfs.append(max(n - 1, 1))
+        dfs.append(np.where(rare, np.minimum(n - 1, 2 * (arm.nonzero + _PSEUDO_CELLS)), max(n - 1, 1)).clip(1))
     return _welch(variances, dfs)
+
+
+def is_rare(arm: ArmSums) -> np.ndarray:
+    """(genes,) whether few cells of an arm have an outcome other than zero, and others have none."""
+    return arm.nonzero < min(RARE, arm.n_cells)
+
+
+def _typical_square(arms: Arms) -> np.ndarray:
+    """(genes,) mean square of the outcomes that are not zero."""
+    compared = [arms.target] + ([] if arms.contrast is None else [arms.contrast])
+    return sum(arm.second[Y, Y] for arm in compared) / np.maximum(sum(arm.nonzero for arm in compared), 1)
 
 
 def _welch(variances: list[np.ndarray], dfs: list) -> Spread:
@@ -106,6 +127,14 @@ def _welch(variances: list[np.ndarray], dfs: list) -> Spread:
     with np.errstate(divide="ignore", invalid="ignore"):
         df = np.where(uncertainty > 0, total**2 / uncertainty, sum(dfs))
     return Spread(total, df)
+
+
+def at_least(spread: Spread, other: Spread, genes: np.ndarray) -> Spread:
+    """The less certain of two spreads for some genes, the first for all others."""
+    return Spread(
+        np.where(genes, np.maximum(spread.variance, other.variance), spread.variance),
+        np.where(genes, np.minimum(spread.df, other.df), spread.df),
+    )
 
 
 # ---------------------------------------------------------------------- clusters
