@@ -68,7 +68,7 @@ def fit(model_class, adata, setup: dict, seed: int, train: dict | None = None, *
     scvi.settings.seed = seed
     model_class.setup_anndata(adata, **setup)
     model = model_class(adata, **kwargs)
-    options = {} if model.__class__.__name__ not in ("SCCVAE",) else {**QUIET, **(train or {})}
+    options = {} if model.__class__.__name__ not in ("SCCVAE", "VCI") else {**QUIET, **(train or {})}
     model.train(split_key="split", **options)
     return model, time.process_time() - started
 
