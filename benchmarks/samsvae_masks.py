@@ -73,7 +73,8 @@ def one(name: str, seed: int) -> dict:
         size = np.abs(model.get_perturbation_embedding(tokens).X)
         cut = np.sort(size.ravel())[-int(simulation.masks.to_numpy().sum())]
         row["F1 by size"] = simulation.score_masks(size >= cut)["f1"]
-    control = 1e4 * np.asarray((adata.X / adata.X.sum(1))[adata.obs["perturbation"] == "control"].mean(0)).ravel()
+    x = adata.X.toarray()[(adata.obs["perturbation"] == "control").to_numpy()]
+    control = 1e4 * (x / x.sum(1, keepdims=True)).mean(0)
     found = model.get_average_treatment_effects(tokens, transform="mean", n_samples=200, seed=0).to_numpy() / control
     row["effects"] = np.mean([np.corrcoef(f, t)[0, 1] for f, t in zip(found, true_effects(simulation), strict=True)])
     row["IWELBO"] = model.get_iwelbo(indices=np.flatnonzero(held), n_particles=50, seed=0).mean()
