@@ -53,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="*", default=list(SETS))
     parser.add_argument("--seeds", type=int, nargs="*", help="of the problems; by default 100, 101, ...")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--fresh", action="store_true", help="do all problems anew")
     options = parser.parse_args()
     rows, graphs = [], []
@@ -60,7 +61,7 @@ def main() -> None:
         _, simulation, model, n = SETS[name]
         for seed in options.seeds or range(100, 100 + n):
             scores, graph = [], []
-            for method in METHODS:
+            for method in options.methods:
                 done = RUNS / f"{name}-{seed}-{method.replace(' ', '_')}.json"
                 if options.fresh or not done.exists():
                     done.parent.mkdir(parents=True, exist_ok=True)

@@ -17,15 +17,15 @@ from .conftest import fit
 def test_weights_are_least_squares_within_bounds():
     rng = np.random.default_rng(0)
     guess, mean = rng.normal(size=(2, 40, 5))
-    np.testing.assert_allclose(_weights(guess, mean, 0.6 * guess + 0.3 * mean), [0.6, 0.3], atol=1e-6)
-    np.testing.assert_allclose(_weights(guess, mean, -guess), [0.0, 0.0], atol=0.1)
+    np.testing.assert_allclose(_weights(guess, mean, 0.6 * guess + 0.3 * mean, np.arange(40)), [0.6, 0.3], atol=1e-6)
+    np.testing.assert_allclose(_weights(guess, mean, -guess, np.arange(40)), [0.0, 0.0], atol=0.1)
     observed = 3.0 * guess + 0.5 * mean
-    found = _weights(guess, mean, observed)
+    found = _weights(guess, mean, observed, np.arange(40))
     assert found.sum() == pytest.approx(1.0)
     grid, size = np.linspace(0, 1, 1001), (observed**2).sum(1)
     errors = [(((a * guess + (1 - a) * mean - observed) ** 2).sum(1) / size).sum() for a in grid]
     assert found[0] == pytest.approx(grid[int(np.argmin(errors))], abs=1e-3)
-    np.testing.assert_allclose(_weights(np.zeros_like(guess), mean, 0.4 * mean), [0.0, 0.4], atol=1e-6)
+    np.testing.assert_allclose(_weights(np.zeros_like(guess), mean, 0.4 * mean, np.arange(40)), [0.0, 0.4], atol=1e-6)
 
 
 def test_strong_perturbations_do_not_decide_about_all_others():
@@ -33,11 +33,12 @@ def test_strong_perturbations_do_not_decide_about_all_others():
     rng = np.random.default_rng(1)
     guess, observed = rng.normal(size=(10, 50)), rng.normal(size=(10, 50))
     observed[0] = 20 * guess[0]
-    assert _weights(guess, np.zeros_like(guess), observed)[0] < 0.5
+    ten = np.arange(10)
+    assert _weights(guess, np.zeros_like(guess), observed, ten)[0] < 0.5
     unit = observed / np.linalg.norm(observed, axis=1, keepdims=True)
-    scaled = _weights(guess * np.linalg.norm(observed, axis=1)[:, None], np.zeros_like(guess), observed)
-    np.testing.assert_allclose(scaled, _weights(guess, np.zeros_like(guess), unit), atol=1e-5)
-    np.testing.assert_array_equal(_weights(guess, guess, np.zeros_like(guess)), 0.0)
+    scaled = _weights(guess * np.linalg.norm(observed, axis=1)[:, None], np.zeros_like(guess), observed, ten)
+    np.testing.assert_allclose(scaled, _weights(guess, np.zeros_like(guess), unit, ten), atol=1e-5)
+    np.testing.assert_array_equal(_weights(guess, guess, np.zeros_like(guess), ten), 0.0)
 
 
 def test_what_few_tokens_gain_by_chance_is_not_trusted():
@@ -46,13 +47,13 @@ def test_what_few_tokens_gain_by_chance_is_not_trusted():
     guess = rng.normal(size=(12, 30))
     mean, token, weights = np.zeros_like(guess), np.repeat(np.arange(6), 2), np.array([1.0, 0.0])
     observed = guess + 0.3 * rng.normal(size=guess.shape)
-    gain = 1 - np.square(guess - observed).sum(1) / np.square(observed).sum(1)
-    gain = gain.reshape(6, 2).mean(1)
+    per_token = lambda x: np.square(x).sum(1).reshape(6, 2).sum(1)
+    gain = 1 - per_token(guess - observed) / per_token(observed)
     expected = 1 - gain.var(ddof=1) / 6 / gain.mean() ** 2
     assert _certain_share(weights, guess, mean, observed, token) == pytest.approx(expected)
     assert expected > 0.95
     noise = rng.normal(size=guess.shape)
-    fitted = _weights(guess, mean, noise)
+    fitted = _weights(guess, mean, noise, token)
     assert _certain_share(fitted, guess, mean, noise, token) < 0.6
     assert _certain_share(weights, guess, mean, noise, token) == 0.0
 

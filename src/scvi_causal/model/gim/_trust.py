@@ -84,7 +84,7 @@ def set_trust(module: GIMModule, token: np.ndarray, has_features: bool, factor: 
     first = token[members.argmax(1)[known].cpu().numpy()]
     if len(np.unique(first)) < _FEW_TOKENS:
         return
-    weights = _weights(*rows)
+    weights = _weights(*rows, first)
     module.trust.copy_(torch.from_numpy(weights * _certain_share(weights, *rows, first)))
 
 
@@ -146,14 +146,13 @@ def _fold_networks(
         return answer(parameters)
 
 
-def _weights(guess: np.ndarray, mean: np.ndarray, observed: np.ndarray) -> np.ndarray:
+def _weights(guess: np.ndarray, mean: np.ndarray, observed: np.ndarray, token: np.ndarray) -> np.ndarray:
     """Weights of features and average, not negative, together at most 1, with the smallest *relative* squared error.
 
     A prediction misses strong effects by more than weak ones. Were all errors to count alike, a few strong perturbations would decide
-    how large the effect of any other is; relative to the size of what was observed, each counts once.
+    how large the effect of any other is; relative to the size of what was observed, each token counts once, its dosages together.
     """
-    size = np.sqrt((observed.astype(float) ** 2).sum(1, keepdims=True))
-    size = np.maximum(size, 1e-6 * max(float(size.max()), 1e-300))
+    size = np.sqrt(_energy(observed, token))[:, None]
     guess, mean, observed = (np.asarray(a, dtype=float) / size for a in (guess, mean, observed))
     design = np.stack([guess.ravel(), mean.ravel()], axis=1)
     target = observed.ravel()
@@ -173,10 +172,16 @@ def _certain_share(
     With the mean :math:`\bar g` over tokens of the share of the observed effect that is explained, and its standard error s, this is the positive-part
     factor :math:`\max(0, 1 - s^2 / \bar g^2)`: next to 1 for forty drugs whose features mean something, less for seven reagents.
     """
-    error = ((weights[0] * guess + weights[1] * mean - observed) ** 2).sum(1)
-    size = (observed**2).sum(1)
-    gain = 1 - error / np.maximum(size, 1e-12 * max(float(size.max()), 1e-300))
-    _, group = np.unique(token, return_inverse=True)
-    gain = np.bincount(group, gain) / np.bincount(group)
+    error = weights[0] * guess + weights[1] * mean - observed
+    _, first = np.unique(token, return_index=True)
+    gain = 1 - (_energy(error, token) / _energy(observed, token))[first]
     average, noise = float(gain.mean()), float(gain.var(ddof=1)) / len(gain)
     return np.float32(max(0.0, 1 - noise / average**2) if average > 0 else 0.0)
+
+
+def _energy(effect: np.ndarray, token: np.ndarray) -> np.ndarray:
+    """(n,) mean squared length of the effects of the token of each row."""
+    _, group = np.unique(token, return_inverse=True)
+    squares = (np.asarray(effect, dtype=float) ** 2).sum(1)
+    found = np.bincount(group, squares) / np.bincount(group)
+    return np.maximum(found, 1e-12 * max(float(found.max()), 1e-30))[group]
