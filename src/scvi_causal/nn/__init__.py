@@ -11,7 +11,9 @@ from scvi_causal.nn._acyclicity import (
     topological_order,
     trace_exponential,
 )
+from scvi_causal.nn._edges import Edges, edge_softmax, propagate
 from scvi_causal.nn._graph import break_cycles, random_dag_mask
+from scvi_causal.nn._grn_encoder import AttentionHead, DotHead, GRNEncoder, factorised_attention
 from scvi_causal.nn._interventions import hard_mean, hard_moments, log_marginal, responsibility, shift_moments
 from scvi_causal.nn._likelihoods import AbductedCounts, nb_log_likelihood
 from scvi_causal.nn._losses import (
@@ -24,15 +26,26 @@ from scvi_causal.nn._losses import (
     published_divergence,
 )
 from scvi_causal.nn._masks import MaskGradient, kl_bernoulli, straight_through_bernoulli
+from scvi_causal.nn._refinement import AttentionRefinement, Candidates, LinearRefinement, background
 from scvi_causal.nn._sem import DenseSEM, SparseSEM
 
 __all__ = [
     "ACYCLICITY",
     "AbductedCounts",
+    "AttentionHead",
+    "AttentionRefinement",
+    "Candidates",
     "DenseSEM",
+    "DotHead",
+    "Edges",
+    "GRNEncoder",
+    "LinearRefinement",
     "MaskGradient",
     "SparseSEM",
+    "background",
     "break_cycles",
+    "edge_softmax",
+    "factorised_attention",
     "gaussian_mmd",
     "greedy_dag",
     "grouped_energy_distance",
@@ -47,6 +60,7 @@ __all__ = [
     "matched_log_kernel",
     "nb_log_likelihood",
     "polynomial",
+    "propagate",
     "published_divergence",
     "random_dag_mask",
     "responsibility",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scvi_causal.model.vci._blocks import mlp
 from scvi_causal.model.vci._module import VCIModule
-from scvi_causal.nn._grn_encoder import AttentionHead, DotHead, GRNEncoder
+from scvi_causal.nn import AttentionHead, DotHead, GRNEncoder
 
 if TYPE_CHECKING:
     from scvi_causal.model.vci._graph_model import GraphVCI

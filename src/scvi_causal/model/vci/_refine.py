@@ -21,7 +21,7 @@ from scvi_causal.model.base._provenance import provenance, record
 from scvi_causal.model.vci._refine_data import Nodes, RefinementData, make_nodes, positions_of, self_positions
 from scvi_causal.model.vci._refine_fit import fit_refinement, keep_rate, resolve_refine_options
 from scvi_causal.model.vci._refine_table import edge_table
-from scvi_causal.nn._refinement import Candidates
+from scvi_causal.nn import Candidates
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

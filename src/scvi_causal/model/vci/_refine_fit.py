@@ -13,7 +13,7 @@ import torch
 
 from scvi_causal.data._messages import did_you_mean, listed
 from scvi_causal.model.base._data_type import check_choice
-from scvi_causal.nn._refinement import AttentionRefinement, Candidates, LinearRefinement
+from scvi_causal.nn import AttentionRefinement, Candidates, LinearRefinement
 
 if TYPE_CHECKING:
     from scvi_causal.model.vci._refine_data import RefinementData

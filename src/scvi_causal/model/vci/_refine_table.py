@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scvi_causal.nn._refinement import background
+from scvi_causal.nn import background
 
 if TYPE_CHECKING:
     from scvi_causal.model.vci._refine_data import RefinementData
     from scvi_causal.model.vci._refine_fit import RefineOptions
-    from scvi_causal.nn._refinement import AttentionRefinement, Candidates, LinearRefinement
+    from scvi_causal.nn import AttentionRefinement, Candidates, LinearRefinement
 
 _MARGIN = 0.04
 # in standard deviations of the noise; that somebody has written an edge down is worth a factor
