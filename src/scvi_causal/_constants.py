@@ -25,6 +25,9 @@ CAUSAL_KEYS = _CausalKeys()
 CONTROL_PREFIX = "control_"
 """Prefix of the tensors of the control cell that is paired with each cell of a batch."""
 
+SOURCE_PREFIX = "source_"
+"""Prefix of the covariates that a source cell has, where a prediction sets others."""
+
 UNS_KEY = "scvi_causal"
 """Where the provenance of predictions is kept in ``adata.uns``."""
 

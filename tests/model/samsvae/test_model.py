@@ -274,3 +274,22 @@ def test_published_schedule(world):
     single_or_pair = adata.obs["perturbation"].astype(str).str.count(r"\+").to_numpy() + 1
     single_or_pair[adata.obs["perturbation"] == "control"] = 0
     assert int(counts) == int(single_or_pair.sum())
+
+
+def test_batches_are_of_the_decoder(world):
+    """What a batch does to its genes is learned as such, and can be exchanged."""
+    adata = world.adata.copy()
+    rng = np.random.default_rng(0)
+    second = rng.random(adata.n_obs) < 0.5
+    x = adata.X.toarray()
+    x[np.ix_(second, np.arange(10))] *= 3.0
+    adata.X = csr_matrix(x)
+    adata.obs["batch"] = np.where(second, "b", "a")
+    model = fit(adata, 30, setup={"batch_key": "batch"})
+    rows = np.flatnonzero((adata.obs["perturbation"] == "control").to_numpy() & ~second)
+    means = {}
+    for batch in ("a", "b"):
+        answer = model.predict_counterfactual("T01", indices=rows, covariates={"batch": batch}, key_added=None)
+        means[batch] = answer.X.mean(0)
+    ratio = means["b"] / means["a"]
+    assert np.median(ratio[:10]) > 1.8 * np.median(ratio[10:])

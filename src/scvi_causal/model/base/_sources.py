@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS, settings
 
+from scvi_causal._constants import SOURCE_PREFIX
 from scvi_causal.data._messages import did_you_mean, listed
 from scvi_causal.dataloaders import CausalDataset, ControlPairing, get_control_mask, get_strata, stratum_label
 
@@ -130,9 +131,13 @@ class SourceReader:
         self._device = model.module.device
 
     def read(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Tensors of these rows, in their order, on the device of the model."""
+        """Tensors of these rows, in their order, on the device of the model.
+
+        Where covariates are set, what the cells have themselves is under ``"source_" + key``: a model that abducts needs both.
+        """
         tensors = {key: torch.as_tensor(value).to(self._device) for key, value in self._dataset[rows].items()}
         for key, column, value in self._overrides:
+            tensors.setdefault(SOURCE_PREFIX + key, tensors[key])
             tensors[key] = tensors[key].clone()
             tensors[key][:, column] = value
         return tensors

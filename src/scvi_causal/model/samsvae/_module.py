@@ -11,7 +11,7 @@ from scvi.distributions import NegativeBinomial
 from scvi.module.base import LossOutput, auto_move_data
 from torch import Tensor, nn
 
-from scvi_causal._constants import CAUSAL_KEYS, NORMALIZED_TOTAL
+from scvi_causal._constants import CAUSAL_KEYS, NORMALIZED_TOTAL, SOURCE_PREFIX
 from scvi_causal.model.base import CausalModule, CounterfactualOutput
 from scvi_causal.model.samsvae._mechanisms import Mechanisms
 from scvi_causal.model.samsvae._network import CountDecoder, GaussianEncoder
@@ -120,15 +120,21 @@ class SAMSVAEModule(CausalModule):
         scaled = (expression - self.input_mean) / self.input_scale
         return scaled.clamp(-_LARGEST_INPUT, _LARGEST_INPUT) if self.options.normalize_library else scaled
 
-    def covariates(self, tensors: dict[str, Tensor]) -> Tensor:
-        """(cells, n_covariates) one-hot codes of batch and categorical covariates, and standardised continuous ones."""
-        codes = [tensors[REGISTRY_KEYS.BATCH_KEY].long().reshape(-1)]
+    def covariates(self, tensors: dict[str, Tensor], of_source: bool = False) -> Tensor:
+        """(cells, n_covariates) one-hot codes of batch and categorical covariates, and standardised continuous ones.
+
+        ``of_source``: those that the cells have, where a prediction sets others.
+        """
+
+        def read(key: str) -> Tensor:
+            return tensors.get(SOURCE_PREFIX + key, tensors[key]) if of_source else tensors[key]
+
+        codes = [read(REGISTRY_KEYS.BATCH_KEY).long().reshape(-1)]
         if REGISTRY_KEYS.CAT_COVS_KEY in tensors:
-            codes += list(tensors[REGISTRY_KEYS.CAT_COVS_KEY].long().T)
+            codes += list(read(REGISTRY_KEYS.CAT_COVS_KEY).long().T)
         parts = [F.one_hot(code, n).float() for code, n in zip(codes, self.n_categories, strict=True) if n > 1]
         if self.n_continuous:
-            given = tensors[REGISTRY_KEYS.CONT_COVS_KEY].float()
-            parts.append((given - self.covariate_mean) / self.covariate_scale)
+            parts.append((read(REGISTRY_KEYS.CONT_COVS_KEY).float() - self.covariate_mean) / self.covariate_scale)
         return torch.cat(parts, 1) if parts else codes[0].new_zeros(len(codes[0]), 0, dtype=torch.float32)
 
     @property
@@ -321,7 +327,7 @@ class SAMSVAEModule(CausalModule):
     def abduct(self, tensors: dict[str, Tensor], condition: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance, (cells, n_latent), of the basal state of cells under their condition."""
         expression = self.expression(tensors[REGISTRY_KEYS.X_KEY], self.library(tensors))
-        return self.encode(self.standardize(expression), condition, self.covariates(tensors))
+        return self.encode(self.standardize(expression), condition, self.covariates(tensors, of_source=True))
 
     @auto_move_data
     def latent(
@@ -371,7 +377,7 @@ class SAMSVAEModule(CausalModule):
         expected = self.decode(z, target, covariates, library)
         if not self.options.abduct_counts:
             return CounterfactualOutput(expected, NegativeBinomial(mu=expected, theta=self.dispersion), z)
-        source = self.decode(z, own, covariates, library)
+        source = self.decode(z, own, self.covariates(tensors, of_source=True), library)
         counts = AbductedCounts(tensors[REGISTRY_KEYS.X_KEY], source, expected, self.dispersion)
         return CounterfactualOutput(counts.mean, counts, z)
 
