@@ -277,11 +277,6 @@ def test_nan_counts_are_refused():
 
 
 class TestDoublets:
-    def test_without_scikit_image_the_way_out_is_named(self, monkeypatch):
-        monkeypatch.setattr(_cell_metrics, "find_spec", lambda name: None)
-        with pytest.raises(ImportError, match="pip install scikit-image.*doublets=False"):
-            annotate_quality(screen(30))
-
     def test_batch_by_batch_and_a_batch_without_an_answer_is_named(self, monkeypatch):
         import scanpy as sc
 
@@ -292,7 +287,6 @@ class TestDoublets:
             part.obs["predicted_doublet"] = [np.nan, True] + [False] * (part.n_obs - 2)
             part.uns["scrublet"] = {"threshold": 0.3} if part.n_obs > 100 else {}
 
-        monkeypatch.setattr(_cell_metrics, "find_spec", lambda name: True)
         monkeypatch.setattr(sc.pp, "scrublet", scrublet)
         adata = screen(300)
         adata.obs["batch"] = np.repeat(["a", "b"], [240, 60])
@@ -302,7 +296,6 @@ class TestDoublets:
         assert adata.obs_names[adata.obs["quality_doublet"]].tolist() == ["c1", "c241"]
 
     def test_planted_doublets_are_found(self):
-        pytest.importorskip("skimage", reason="Scrublet finds its threshold with scikit-image")
         rng = np.random.default_rng(0)
         kinds = rng.gamma(0.3, 1.0, (4, 300)) + 0.02
         rate = kinds[rng.integers(0, 4, 600)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -148,11 +147,6 @@ def scrublet_doublets(
     """
     import scanpy as sc
 
-    if find_spec("skimage") is None:
-        raise ImportError(
-            "Scrublet finds its threshold with scikit-image: pip install scikit-image. Or name a column with doublets that are "
-            "known, columns={'doublet': ...}, or leave the flag out with doublets=False."
-        )
     called, silent = np.zeros(adata.n_obs, dtype=bool), []
     x = adata.X if layer is None else adata.layers[layer]
     for batch in sorted(set(batches)):

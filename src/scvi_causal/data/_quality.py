@@ -107,7 +107,7 @@ def annotate_quality(
     gene_symbols
         Column of ``var`` with the names of genes, where ``var_names`` are identifiers.
     doublets
-        Whether to call Scrublet, which needs scikit-image, takes most of the time, and copies one batch at a time.
+        Whether to call Scrublet, which takes most of the time, and copies one batch at a time.
     thresholds
         Table from ``uns[f"{key_added}_thresholds"]`` of other cells: nothing is fitted, its thresholds are applied. For query
         data, or for cells that a model generated, which are to be judged as the observed ones were.
@@ -124,8 +124,6 @@ def annotate_quality(
     ------
     ValueError
         If a column is missing or has values that are not finite, there are no cells to fit on, or thresholds do not fit.
-    ImportError
-        If doublets are asked for and scikit-image is not installed.
 
     Warns
     -----
