@@ -18,6 +18,7 @@ ALIAS = {"MARCH8": "MARCHF8"}
 SIZE_FACTOR = "library_size_full"
 FILES = {
     "papalexi": "papalexi21_thp1_eccite.h5ad",
+    "papalexi_seen": "papalexi21_thp1_eccite.h5ad",
     "kang": "kang18_pbmc_ifnb.h5ad",
     "mcfaline": "mcfaline23_gbm.h5ad",
     "norman": "norman19_k562.h5ad",
@@ -25,13 +26,20 @@ FILES = {
 # arguments of scvi_causal.benchmark.run; Norman has 15 combinations, so that three folds hold five each
 SETTINGS = {
     "papalexi": {"task": "unseen", "perturbation_features_key": GO},
+    "papalexi_seen": {"task": "seen"},
     "kang": {"task": "context", "covariate_key": "cell_type"},
     "mcfaline": {"task": "context-perturbation", "covariate_key": "cell_type"},
     "norman": {"task": "combination", "perturbation_features_key": GO, "n_folds": 3},
 }
 SIMPLE = ["ControlMean", "PerturbedMean", "Additive"]
 WITH_FEATURES = [*SIMPLE, "LinearEffect", "NearestPerturbation"]
-BASELINES = {"papalexi": WITH_FEATURES, "kang": SIMPLE, "mcfaline": SIMPLE, "norman": WITH_FEATURES}
+BASELINES = {
+    "papalexi": WITH_FEATURES,
+    "papalexi_seen": SIMPLE,
+    "kang": SIMPLE,
+    "mcfaline": SIMPLE,
+    "norman": WITH_FEATURES,
+}
 COLLECTRI = "collectri"
 
 

@@ -1,6 +1,7 @@
 """The reports of docs/benchmarks: every model of the package on four screens, with the simple baselines and the noise ceiling.
 
     python benchmarks/reports.py papalexi            # unseen knock-outs
+    python benchmarks/reports.py papalexi_seen       # held-out cells of seen knock-outs
     python benchmarks/reports.py kang                # a cell type left out
     python benchmarks/reports.py mcfaline            # a knock-down in a line where it was never seen
     python benchmarks/reports.py norman              # unseen combinations
