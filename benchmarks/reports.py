@@ -20,7 +20,7 @@ from _screens import BASELINES, SETTINGS, SIZE_FACTOR, graph_vci, load_screen
 
 from scvi_causal import benchmark
 
-MODELS = ["SCCVAE", "GIM", "VCI", "GraphVCI"]
+MODELS = ["SCCVAE", "SAMSVAE", "GIM", "VCI", "GraphVCI"]
 
 
 def main() -> None:
