@@ -42,7 +42,7 @@ TEXT = {
     "simulated": """150 genes, about 280 true edges, 30 knock-downs of 60 cells each and 1,000 controls, three unmeasured cell states;
 the prior has lost the share `drop` of the true edges and has been given `add` false ones per true edge. Mean over seeds. AUPRC over all
 ordered pairs of genes; AUPRC of the missing: only the pairs that the prior lacks, so that a good prior does not help. Precision, recall
-and F1 of the graph: the prior as it is, and the edges that refinement keeps at its defaults. `|correlation|, prior first` is the
+and F1 of the graph: the prior as it is, and the edges that refinement keeps at its defaults. `absolute correlation, prior first` is the
 strongest simple baseline: all prior edges before all others, by absolute correlation. The published refinement (`preset='paper'`) takes minutes, so that it
 runs on 60 genes with fewer seeds, beside the default on the same screens.""",
     "real": """Targets of a transcription factor among the measured genes, ranked by the refined weight or by absolute correlation (of residuals
@@ -103,8 +103,8 @@ def simulated(world: str, seed: int, forms: dict, n_genes: int = 150, n_perturba
     correlation = np.abs(np.corrcoef(x.T))
     rows = [
         {"method": "prior", **judge(known.astype(float), known, truth, known)},
-        {"method": "|correlation|", **judge(correlation, None, truth, known)},
-        {"method": "|correlation|, prior first", **judge(known + correlation, None, truth, known)},
+        {"method": "absolute correlation", **judge(correlation, None, truth, known)},
+        {"method": "absolute correlation, prior first", **judge(known + correlation, None, truth, known)},
     ]
     for name, options in forms.items():
         adata.uns["grn"] = prior
