@@ -188,7 +188,7 @@ def test_wrong_benchmarks_are_one_line(screen, tmp_path, capsys):
         ([path, *out, "--control", "NT"], "Pass --control."),
         ([path, *out, "--size-factor-key", "librari"], "Did you mean 'library'?"),
         ([path, *out, "--task", "context"], "needs --context-key"),
-        ([path, *out, "--models", "SCVAE"], "Did you mean 'SCCVAE'?"),
+        ([path, *out, "--models", "Aditive"], "Did you mean 'Additive'?"),
         ([path, *out, "--models", "nowhere:Model"], "cannot be imported"),
         (
             [path, *out, "--task", "context-perturbation", "--context-key", "batch", "--holdout", "A"],
