@@ -383,3 +383,14 @@ def test_the_ceiling_says_whether_there_is_an_effect(screen, fold):
     result = run_job(screen, Job(CEILING, None, fold, Scoring(n_splits=1, n_bootstrap=0, n_permutations=99)))
     assert result.rows["p_effect"].between(0, 1).all()
     assert result.rows["p_effect"].min() == pytest.approx(0.01)
+
+
+def test_a_run_that_is_terminated_is_no_failure_of_the_model(screen, fold):
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    class Terminated(MeanShift):
+        def fit(self, adata):
+            raise SIGTERMException  # what lightning raises in training when the process gets SIGTERM
+
+    with pytest.raises(KeyboardInterrupt):
+        do(screen, fold, Terminated)

@@ -46,7 +46,15 @@ class Failure:
     trace: str = ""
 
     def note(self, error: BaseException) -> str:
-        """Keep it if it is the first; returns it in one line."""
+        """Keep it if it is the first; returns it in one line.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            For what lightning makes of a SIGTERM: somebody stopped the run (a cluster at its time limit), the model did not fail.
+        """
+        if type(error).__name__ == "SIGTERMException":
+            raise KeyboardInterrupt from error
         text = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
         if not self.error:
             self.error, self.trace = text, "".join(traceback.format_exception(error))

@@ -175,6 +175,10 @@ class GraphVCI(VCI):
             raise ValueError(_NOT_REGISTERED.format(name=name, what=what, how=HOW_GRN.format(name=name)))
         if self._graph == "none":
             return prior.iloc[:0]
+        if prior.empty:
+            logger.warning(
+                "No network is registered, so that every gene is coded by itself. %s", HOW_GRN.format(name=name)
+            )
         edges = restrict_grn(prior, self._var_names(), drop_self_loops=True)
         if len(edges) < len(prior):
             logger.info("%d of %d edges join two genes; the others are left out.", len(edges), len(prior))
@@ -222,7 +226,8 @@ class GraphVCI(VCI):
         Returns
         -------
         DataFrame ``source, target, weight, prior``, regulator to target, strongest first. The edges are those that the model was
-        given (or, with ``graph="refined"``, kept); ``prior`` says which of them the registered network has.
+        given (or, with ``graph="refined"``, kept); ``prior`` says which of them the registered network has; where
+        that is a table of :func:`~scvi_causal.refine_grn`, its own column ``prior`` says what was known before.
 
         Examples
         --------
