@@ -322,3 +322,12 @@ def test_data_are_not_held_on_to(simulation):
 
     scvi_causal.refine_grn(simulation.adata.copy(), max_epochs=1, **FAST)
     assert not _Screen._setup_adata_manager_store
+
+
+def test_a_misspelt_network_gets_its_look_alikes():
+    adata = simulate_screen(n_genes=20, n_cells_per_perturbation=5, n_control=20, seed=0).adata
+    adata.uns["network"] = adata.uns.pop("grn")
+    before = set(adata.uns)
+    with pytest.raises(ValueError, match="Did you mean 'network'"):
+        scvi_causal.refine_grn(adata, "netwrk")
+    assert set(adata.uns) == before

@@ -207,10 +207,9 @@ def _register(adata: AnnData, **setup: Any) -> _Screen:
     if adata.isbacked:
         raise ValueError("refine_grn reads the cells many times: load the data into memory, adata = adata.to_memory().")
     layers = {} if setup["layer"] is None or setup["layer"] not in adata.layers else {setup["layer"]: x}
-    kept = {setup["grn_key"] or "grn"}
-    uns = {key: adata.uns[key] for key in kept if key in adata.uns}
-    varp = {key: adata.varp[key] for key in kept if key in adata.varp}
-    twin = AnnData(x, obs=adata.obs.copy(), var=adata.var[[]].copy(), uns=uns, layers=layers, varp=varp)
+    # all keys, so that a misspelt one gets its look-alikes; set-up adds to the top level of `uns` alone
+    shared = {"uns": dict(adata.uns), "varp": dict(adata.varp), "layers": layers}
+    twin = AnnData(x, obs=adata.obs.copy(), var=adata.var[[]].copy(), **shared)
     _Screen.setup_anndata(twin, **setup)
     return _Screen(twin)
 
