@@ -99,7 +99,9 @@ def test_listed_names_exist():
 def test_documentation_builds_without_warnings(tmp_path):
     pytest.importorskip("sphinx", reason="the documentation needs the dependency group 'docs'")
     # a copy, because autosummary writes its pages beside the sources
-    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("_build", "generated"))
+    shutil.copytree(
+        ROOT / "docs", tmp_path / "docs", symlinks=True, ignore=shutil.ignore_patterns("_build", "generated")
+    )
     for name in ("README.md", "CHANGELOG.md"):
         shutil.copy(ROOT / name, tmp_path)
     if (ROOT / "tutorials").exists():
