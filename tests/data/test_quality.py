@@ -189,7 +189,7 @@ class TestFlags:
     def test_the_counts_are_not_copied(self, monkeypatch, form):
         monkeypatch.setattr(_cell_metrics, "_MAX_VALUES", 2**18)
         rng = np.random.default_rng(0)
-        x = form(sp.random(20_000, 500, 0.2, format="csr", dtype=np.float32, random_state=rng))
+        x = form(sp.random(20_000, 500, 0.2, format="csr", dtype=np.float32, random_state=rng).ceil())
         obs = pd.DataFrame({"perturbation": "control"}, index=[str(i) for i in range(20_000)])
         adata = ad.AnnData(x, obs)
         adata.var_names = ["MT-CO1", "RPS3", *(f"g{i}" for i in range(498))]
@@ -274,6 +274,18 @@ def test_nan_counts_are_refused():
     adata.X.data[0] = np.nan
     with pytest.raises(ValueError, match="1 cell of 10 hold NaN"):
         annotate_quality(adata, doublets=False)
+
+
+@pytest.mark.parametrize(("transform", "kind"), [(np.log1p, "fractional"), (np.negative, "negative")])
+def test_transformed_counts_are_refused_unless_columns_stand_in_for_them(transform, kind):
+    adata = screen(30)
+    adata.obs["n"], adata.obs["m"] = adata.X.sum(1), (adata.X > 0).sum(1)
+    adata.X = transform(adata.X)
+    with pytest.raises(ValueError, match=f"X has .* {kind} value"):
+        annotate_quality(adata, doublets=False)
+    others = dict.fromkeys(("mito", "ribo", "hb"))
+    annotate_quality(adata, doublets=False, columns={"counts": "n", "genes": "m", **others})
+    assert "quality" in adata.obs
 
 
 class TestDoublets:

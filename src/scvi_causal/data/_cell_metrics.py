@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from ._messages import did_you_mean, listed, plural
+from ._scan import scan_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -53,6 +54,7 @@ def cell_metrics(
     wanted = [name for name in asked if name not in empty]
     if wanted:
         x = adata.X if layer is None else adata.layers[layer]
+        _refuse_transformed(x, "X" if layer is None else f"layers[{layer!r}]")
         found |= _from_counts(x, wanted, {name: sets[name] for name in wanted if name in sets}, found.get("counts"))
     return {name: found[name] for name in METRICS if name in found}
 
@@ -75,6 +77,18 @@ def _from_column(adata: AnnData, key: str, name: str) -> np.ndarray:
             "remove them."
         )
     return values
+
+
+def _refuse_transformed(x, place: str) -> None:
+    """Raise if these are no counts: the sum of logs is no library, and its median absolute deviation no measure of depth."""
+    scan = scan_matrix(x, counts=True, max_values=_MAX_VALUES)
+    for kind, n in (("negative", scan.n_negative), ("fractional", scan.n_fractional)):
+        if n:
+            examples = ", ".join(f"{value:g}" for *_, value in scan.examples[kind])
+            raise ValueError(
+                f"{place} has {plural(n, f'{kind} value')} ({examples}), and quality is judged from raw counts: pass the layer that "
+                "holds them as layer=, or columns of obs with counts and genes per cell as columns={'counts': ..., 'genes': ...}."
+            )
 
 
 def _genes_like(adata: AnnData, pattern: str, gene_symbols: str | None, ignore_case: bool) -> np.ndarray:

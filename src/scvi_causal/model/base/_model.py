@@ -23,7 +23,7 @@ from scvi_causal._compat import FIELD_REGISTRIES_KEY, SETUP_ARGS_KEY, STATE_REGI
 from scvi_causal._constants import CAUSAL_KEYS
 from scvi_causal._docs import docs
 from scvi_causal.data import Vocabulary, validate_setup
-from scvi_causal.data._messages import listed
+from scvi_causal.data._messages import did_you_mean, listed
 from scvi_causal.data._validate import validate_query
 from scvi_causal.data.fields import FeaturesField, GRNField, PerturbationField
 from scvi_causal.data.fields._features_field import check_features
@@ -65,6 +65,8 @@ _CHECKED_KEYS = (
     "perturbation_features_key",
     "extra_tokens",
 )
+# what scvi-tools hands over when it sets up data as a saved model was set up
+_OF_SCVI = ("source_registry", "extend_categories", "allow_missing_labels")
 
 
 class CausalModel(
@@ -170,6 +172,7 @@ class CausalModel(
         A model with more keys overrides ``setup_anndata``, and passes the fields of these keys as ``extra_fields``.
         """
         args = setup_method_args[SETUP_ARGS_KEY]
+        cls._refuse_unknown_keywords(kwargs, list(args))
         validate_setup(
             adata,
             **{name: args[name] for name in _CHECKED_KEYS},
@@ -184,6 +187,16 @@ class CausalModel(
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
+
+    @classmethod
+    def _refuse_unknown_keywords(cls, given: dict, known: list[str]) -> None:
+        """Raise for a misspelt keyword of ``setup_anndata``; without this, scvi-tools fails inside of its manager."""
+        unknown = [name for name in given if name not in _OF_SCVI]
+        if unknown:
+            raise TypeError(
+                f"{cls.__name__}.setup_anndata has no argument {listed(unknown)}.{did_you_mean(unknown[0], known)} "
+                f"Its arguments are {listed(known, len(known))}."
+            )
 
     @classmethod
     def _get_fields(
