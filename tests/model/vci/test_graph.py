@@ -186,6 +186,12 @@ def test_attention_is_reported_with_names_and_direction(adata):
     assert (model.get_grn(threshold=0.3)["weight"] >= 0.3).all()
 
 
+def test_attention_before_training_is_refused(adata):
+    scvi_causal.GraphVCI.setup_anndata(adata)
+    with pytest.raises(RuntimeError, match="weights of edges are learned"):
+        scvi_causal.GraphVCI(adata, **TINY).get_grn()
+
+
 def test_without_a_graph_no_other_gene_matters(adata):
     """Every gene is coded by itself: no off-diagonal entry of the Jacobian."""
     del adata.uns["grn"]

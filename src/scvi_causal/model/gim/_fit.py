@@ -61,6 +61,7 @@ def fit_before_training(
     options = search_options(len(space.names), hard, *model._search)
     use = model._prior_use if (space.genes >= 0).all() else "none"
     penalty, mask = prior_matrices(model._prior_grn(), space.names, use)
+    logger.info("Searching the graph of %d nodes; the epochs come after it.", len(space.names))
     found = find_graph(
         data,
         options.scaled(factor),

@@ -229,6 +229,11 @@ class GraphVCI(VCI):
         given (or, with ``graph="refined"``, kept); ``prior`` says which of them the registered network has; where
         that is a table of :func:`~scvi_causal.refine_grn`, its own column ``prior`` says what was known before.
 
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+
         Examples
         --------
         >>> import scvi_causal
@@ -242,7 +247,7 @@ class GraphVCI(VCI):
         >>> bool((abs(weights - 1) < 1e-4).all())
         True
         """
-        self._check_if_trained(message="The weights of edges are known after training: run model.train() first.")
+        self._check_if_trained(warn=False, message="The weights of edges are learned: run model.train() first.")
         graph, names = self.module.graph, self._var_names().astype(object)
         with torch.no_grad():
             weight = graph.attention().cpu().numpy()
