@@ -242,8 +242,8 @@ def test_bad_options_are_refused(world, options, match):
 
 def test_calibration_moves_drawn_cells_towards_the_observed(world):
     adata = world.adata[~world.adata.obs["perturbation"].str.contains("+", regex=False)].copy()
-    plain = fit(adata, 5, calibrate=False)
-    sized = fit(adata.copy(), 5)
+    plain = fit(adata, 5, calibrate=False, remainder=False)
+    sized = fit(adata.copy(), 5, remainder=False)
     assert (plain.module.mechanisms.size == 1).all()
     x = np.asarray(np.log1p(adata.X.toarray() / adata.X.sum(1) * 1e4))
     control = (adata.obs["perturbation"] == "control").to_numpy()

@@ -8,11 +8,15 @@ import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
+from scvi_causal._constants import NORMALIZED_TOTAL
+
 from ._request import PredictOptions
 from ._scales import to_log1p
 from ._walk import evaluate, library_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ._model import CausalModel
     from ._sources import SourceReader
 
@@ -35,15 +39,34 @@ def drawn_effect(
     seed
         Of the draw.
     """
-    used = np.flatnonzero(dosage)
-    device = model.module.device
-    inputs = model._get_token_inputs([model._vocabulary.tokens[i] for i in used], None)
-    inputs = {key: value.to(device) for key, value in inputs.items()}
     tensors = reader.read(cells)
     library = library_of(model, tensors)
-    target = torch.from_numpy(dosage[used]).float().to(device).expand(len(cells), -1)
+    drawn = to_log1p(_draw(model, tensors, dosage, seed), model.module.scale, library)
+    return (drawn - to_log1p(tensors[REGISTRY_KEYS.X_KEY], "counts", library)).mean(0).double().cpu().numpy()
+
+
+def drawn_effect_and_slope(
+    model: CausalModel, reader: SourceReader, cells: np.ndarray, dosage: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""As :func:`drawn_effect`, and by how much the mean log1p expression rises with the log of the expected counts.
+
+    Of a model that draws counts. With :math:`f(x) = \ln(1 + k x)` the slope is :math:`E[x\,(f(x) - f(x - 1))]`, exactly so for
+    counts that are Poisson given a frailty.
+    """
+    tensors = reader.read(cells)
+    library = library_of(model, tensors)
+    counts = _draw(model, tensors, dosage, seed)
+    drawn = to_log1p(counts, "counts", library)
+    slope = counts * (drawn - torch.log1p((counts - 1.0).clamp_min(0.0) * (NORMALIZED_TOTAL / library)))
+    effect = drawn - to_log1p(tensors[REGISTRY_KEYS.X_KEY], "counts", library)
+    return effect.mean(0).double().cpu().numpy(), slope.mean(0).double().cpu().numpy()
+
+
+def _draw(model: CausalModel, tensors: dict[str, Tensor], dosage: np.ndarray, seed: int) -> Tensor:
+    """(cells, genes) drawn cells, on the scale of the module."""
+    used, device = np.flatnonzero(dosage), model.module.device
+    inputs = model._get_token_inputs([model._vocabulary.tokens[i] for i in used], None)
+    inputs = {key: value.to(device) for key, value in inputs.items()}
+    target = torch.from_numpy(dosage[used]).float().to(device).expand(len(tensors[REGISTRY_KEYS.X_KEY]), -1)
     options = PredictOptions("log1p", sample=True, n_samples=1, seed=seed)
-    generator = torch.Generator(device).manual_seed(seed)
-    drawn = to_log1p(evaluate(model, tensors, target, inputs, options, generator), model.module.scale, library)
-    before = to_log1p(tensors[REGISTRY_KEYS.X_KEY], "counts", library)
-    return (drawn - before).mean(0).double().cpu().numpy()
+    return evaluate(model, tensors, target, inputs, options, torch.Generator(device).manual_seed(seed))

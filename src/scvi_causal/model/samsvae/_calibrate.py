@@ -10,7 +10,7 @@ from scvi import settings
 
 from scvi_causal.dataloaders import get_control_mask, get_strata
 from scvi_causal.model.base._condition_effects import condition_effects
-from scvi_causal.model.base._drawn_effect import drawn_effect
+from scvi_causal.model.base._drawn_effect import drawn_effect_and_slope
 from scvi_causal.model.base._shrinkage import shrink_effects
 from scvi_causal.model.base._sources import SourceReader
 
@@ -24,8 +24,53 @@ _ALL_CELLS = 60_000  # per round
 _LIMITS = (0.25, 4.0)  # of all rounds together
 
 
+class TrainingEffects:
+    """What training cells say of each condition, and what cells that the model draws say of it.
+
+    Parameters
+    ----------
+    model
+        Trained.
+    rows
+        Training cells.
+
+    Attributes
+    ----------
+    found
+        Changes of the mean log1p expression of conditions in contexts.
+    aim
+        The same, less what noise explains.
+    """
+
+    def __init__(self, model: SAMSVAE, rows: np.ndarray):
+        manager = model.adata_manager
+        self.found = condition_effects(manager, rows, model.module.n_genes, log_normalize=True, of_logs=True)
+        self.shrunken = self.shrink(self.found.effect)
+        self.aim = self.shrunken.effect
+        is_control = get_control_mask(manager)[rows]
+        self._controls = rows[is_control]
+        self._context = np.unique(get_strata(manager, with_batch=False)[rows], return_inverse=True)[1][is_control]
+        self._model, self._reader = model, SourceReader(model, model.adata)
+        self._rng = np.random.default_rng([settings.seed or 0, 5])
+        self._n_cells = int(np.clip(_ALL_CELLS // len(self.aim), _FEWEST_CELLS, _MOST_CELLS))
+
+    def shrink(self, effect: np.ndarray):
+        """Shrunken effects."""
+        return shrink_effects(effect, self.found.noise, self.found.dosage, self.found.context)
+
+    def draw(self) -> tuple[np.ndarray, np.ndarray]:
+        """(n_rows, n_genes) effects in drawn cells, and how they rise with log shares; other cells at each call."""
+        effect, slope = np.empty((2, *self.aim.shape))
+        for row, dosage in enumerate(self.found.dosage):
+            here = self._controls[self._context == self.found.context[row]]
+            cells = self._rng.permutation(here if len(here) else self._controls)[: self._n_cells]
+            seed = int(self._rng.integers(2**62))
+            effect[row], slope[row] = drawn_effect_and_slope(self._model, self._reader, cells, dosage, seed)
+        return effect, slope
+
+
 @torch.inference_mode()
-def calibrate_sizes(model: SAMSVAE, rows: np.ndarray) -> np.ndarray:
+def calibrate_sizes(model: SAMSVAE, observed: TrainingEffects) -> np.ndarray:
     r"""Multiply the embeddings of each token by one number.
 
     The basal state takes a part of every effect: a small shift in a dimension costs the state of each cell less than a mask costs the
@@ -37,35 +82,24 @@ def calibrate_sizes(model: SAMSVAE, rows: np.ndarray) -> np.ndarray:
     ----------
     model
         Trained.
-    rows
-        Training cells.
+    observed
+        Of its training cells.
 
     Returns
     -------
     (n_tokens,) the numbers.
     """
-    module, manager = model.module, model.adata_manager
-    found = condition_effects(manager, rows, module.n_genes, log_normalize=True, of_logs=True)
-    aim = shrink_effects(found.effect, found.noise, found.dosage, found.context).effect
-    noise = found.variance.sum(1)
-    is_control = get_control_mask(manager)[rows]
-    controls = rows[is_control]
-    context = np.unique(get_strata(manager, with_batch=False)[rows], return_inverse=True)[1][is_control]
-    reader, rng = SourceReader(model, model.adata), np.random.default_rng([settings.seed or 0, 5])
-    n_cells = int(np.clip(_ALL_CELLS // len(aim), _FEWEST_CELLS, _MOST_CELLS))
+    found, noise = observed.found, observed.found.variance.sum(1)
     size = np.ones(found.dosage.shape[1])
-    module.eval()
+    model.module.eval()
     for _ in range(_N_ROUNDS):
         top, bottom = np.zeros((2, len(size)))
-        for row, dosage in enumerate(found.dosage):
-            here = controls[context == found.context[row]]
-            cells = rng.permutation(here if len(here) else controls)[:n_cells]
-            drawn = drawn_effect(model, reader, cells, dosage, int(rng.integers(2**62)))
-            used = dosage != 0
-            top[used] += drawn @ aim[row] + noise[row]
+        for row, drawn in enumerate(observed.draw()[0]):
+            used = found.dosage[row] != 0
+            top[used] += drawn @ observed.aim[row] + noise[row]
             bottom[used] += drawn @ drawn + noise[row]
         change = np.where(bottom > 0, np.maximum(top, 0.0) / np.maximum(bottom, 1e-12), 1.0)
         change = np.clip(size * change, *_LIMITS) / size
         size *= change
-        module.mechanisms.scale_embeddings(torch.from_numpy(change))
+        model.module.mechanisms.scale_embeddings(torch.from_numpy(change))
     return size

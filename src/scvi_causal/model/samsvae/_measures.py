@@ -159,7 +159,7 @@ class MeasuresMixin:
         covariates = module.covariates(tensors)
         if basal == "prior":
             return torch.randn(n, module.n_latent, device=module.device), covariates
-        mean, variance = module.abduct(tensors, module.condition_of(tensors[CAUSAL_KEYS.PERTURBATION]))
+        mean, variance = module.abduct(tensors, module.own_condition(tensors))
         return mean + variance.sqrt() * torch.randn_like(mean), covariates
 
     @docs.dedent
@@ -223,7 +223,7 @@ def _average_effects(module, dosage, z, covariates, transform: str, analytic: bo
     def average(row: Tensor) -> Tensor:
         condition = module.condition_from(row.expand(len(z), -1), drawn)
         basal = z if analytic else z[torch.randperm(len(z), device=z.device)]
-        mean = module.decode(basal, condition, covariates, library)
+        mean = module.decode(basal, condition, covariates, library, module.remainder_of(row[None]))
         if not analytic:
             counts = torch.poisson(torch._standard_gamma(module.dispersion.expand_as(mean)) * mean / module.dispersion)
             return (torch.log2(1 + counts) if transform == "log2" else counts).mean(0)
@@ -241,10 +241,12 @@ def _bound(module, tensors, drawn, n_particles: int) -> Tensor:
     """(cells,) importance-weighted bounds; conditions (particles, cells, n) use the globals that were drawn."""
     x = tensors[REGISTRY_KEYS.X_KEY]
     dosage = tensors[CAUSAL_KEYS.PERTURBATION]
-    condition = module.condition_from(dosage.expand(n_particles, *dosage.shape), drawn)
+    condition = module.condition_from(dosage.expand(n_particles, *dosage.shape), drawn, tensors)
     mean, variance = module.abduct(tensors, condition)
     mean, variance = mean.expand(n_particles, -1, -1), variance.expand(n_particles, -1, -1)
     z = mean + variance.sqrt() * torch.randn_like(mean)
-    expected = module.decode(z, condition, module.covariates(tensors), module.library(tensors))
+    expected = module.decode(
+        z, condition, module.covariates(tensors), module.library(tensors), module.remainder_of(dosage)
+    )
     ratio = 0.5 * ((z - mean).square() / variance + variance.log() - z.square()).sum(-1)
     return torch.logsumexp(module.log_likelihood(x, expected) + ratio, 0) - math.log(n_particles)

@@ -170,3 +170,9 @@ class Mechanisms(nn.Module):
         mean, scale = self.embedding(tokens, mask)
         value = self.size[tokens][:, None] * (mean + scale * normal)
         return value if mask is None else mask * value
+
+
+def noise_of_token(token: int, seed: int, n: int) -> tuple[Tensor, Tensor]:
+    """(n,) uniform and (n,) normal numbers that belong to a token and a draw."""
+    generator = torch.Generator().manual_seed((seed ^ ((token + 1) * 0x9E3779B1)) % 2**63)
+    return torch.rand(n, generator=generator), torch.randn(n, generator=generator)

@@ -10,12 +10,21 @@ from scvi import REGISTRY_KEYS
 
 from scvi_causal._constants import CAUSAL_KEYS
 from scvi_causal.model.base import CausalModel
-from scvi_causal.model.samsvae._calibrate import calibrate_sizes
+from scvi_causal.model.samsvae._calibrate import TrainingEffects, calibrate_sizes
 from scvi_causal.model.samsvae._fit import fit_before_training, fit_feature_map
 from scvi_causal.model.samsvae._measures import MeasuresMixin
 from scvi_causal.model.samsvae._module import SAMSVAEModule
-from scvi_causal.model.samsvae._options import SIZES, Guide, Mechanism, Posterior, Preset, module_options
+from scvi_causal.model.samsvae._options import (
+    SIZES,
+    Guide,
+    Mechanism,
+    ModuleOptions,
+    Posterior,
+    Preset,
+    module_options,
+)
 from scvi_causal.model.samsvae._plan import SAMSVAETrainingPlan
+from scvi_causal.model.samsvae._remainder import fit_remainder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +85,9 @@ class SAMSVAE(MeasuresMixin, CausalModel):
         ``linear_decoder``.
     calibrate
         Whether the shift of each token is multiplied by one number after training, so that drawn cells move as far as training cells did.
+    remainder
+        Whether the part of each token's population effect that drawn cells do not show after training is kept as a shift of the log
+        shares of genes.
     abduct_counts
         Whether a predicted cell keeps the count noise of its source, see :class:`~scvi_causal.nn.AbductedCounts`; else counts are drawn
         anew.
@@ -129,10 +141,11 @@ class SAMSVAE(MeasuresMixin, CausalModel):
         linear_decoder: bool | None = None,
         start_at_effects: bool | None = None,
         calibrate: bool | None = None,
+        remainder: bool | None = None,
         abduct_counts: bool | None = None,
     ):
         super().__init__(adata, registry)
-        options = module_options(
+        options = self._resolve_options(
             preset,
             mechanism=mechanism,
             mask_prior=mask_prior,
@@ -149,6 +162,7 @@ class SAMSVAE(MeasuresMixin, CausalModel):
             linear_decoder=linear_decoder,
             start_at_effects=start_at_effects,
             calibrate=calibrate,
+            remainder=remainder,
             abduct_counts=abduct_counts,
         )
         self._preset, sizes = preset, SIZES[preset]
@@ -163,10 +177,14 @@ class SAMSVAE(MeasuresMixin, CausalModel):
         )
         self._set_training_defaults()
         self._model_summary_string = (
-            f"SAMSVAE with preset: {preset}, mechanism: {mechanism}, guide: {options.guide}, "
+            f"{type(self).__name__} with preset: {preset}, mechanism: {mechanism}, guide: {options.guide}, "
             f"n_latent: {self.module.n_latent}, mask_prior: {options.mask_prior}."
         )
         self.init_params_ = self._get_init_params(locals())
+
+    def _resolve_options(self, preset: Preset, **given: Any) -> ModuleOptions:
+        """Options of the module; a model with more of them overrides this."""
+        return module_options(preset, **given)
 
     def _data_sizes(self) -> dict[str, Any]:
         """Arguments of the module that are told by the data."""
@@ -220,9 +238,8 @@ class SAMSVAE(MeasuresMixin, CausalModel):
         self.module.to(device)
 
     def _after_training(self) -> None:
-        """Adjust sizes, and learn from the seen tokens how shifts follow from features, where there are any."""
-        if self.module.options.calibrate and self.module.mechanisms is not None and self.adata is not None:
-            calibrate_sizes(self, np.sort(np.asarray(self.train_indices)))
+        """Adjust sizes, keep what is missing, and learn from the seen tokens how shifts follow from features, where there are any."""
+        self._fit_to_training_effects()
         if self.module.mechanisms is None or not self._has_features() or not len(self.seen_tokens_):
             return
         tokens = [str(token) for token in self.seen_tokens_]
@@ -234,6 +251,23 @@ class SAMSVAE(MeasuresMixin, CausalModel):
         everything, known = self._coded_features(list(self._vocabulary.tokens))
         shifts = self.module.shift_from_features(torch.from_numpy(everything).to(self.module.device))
         self.module.unseen_shift.copy_(shifts * torch.from_numpy(known).to(shifts.device)[:, None])
+
+    def _effect_rows(self) -> np.ndarray:
+        """Training cells that say what tokens do."""
+        return np.sort(np.asarray(self.train_indices))
+
+    def _fit_to_training_effects(self) -> None:
+        """Let drawn cells move as the training cells did."""
+        sized = self.module.options.calibrate and self.module.mechanisms is not None
+        if self.adata is None or not (sized or self.module.options.remainder):
+            return
+        observed = TrainingEffects(self, self._effect_rows())
+        if self.module.remainder is not None:
+            self.module.remainder.clear()
+        if sized:
+            calibrate_sizes(self, observed)
+        if self.module.remainder is not None:
+            fit_remainder(self, observed)
 
     # ------------------------------------------------------------------ tokens
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from scvi_causal._constants import CAUSAL_KEYS, NORMALIZED_TOTAL, SOURCE_PREFIX
 from scvi_causal.model.base import CausalModule, CounterfactualOutput
-from scvi_causal.model.samsvae._mechanisms import Mechanisms
+from scvi_causal.model.samsvae._mechanisms import Mechanisms, noise_of_token
 from scvi_causal.model.samsvae._network import CountDecoder, GaussianEncoder
+from scvi_causal.model.samsvae._remainder import Remainder
 from scvi_causal.nn import AbductedCounts, kl_standard_normal, nb_log_likelihood
 from scvi_causal.nn._masks import log_normal
 
@@ -75,14 +76,13 @@ class SAMSVAEModule(CausalModule):
             self.mechanisms = Mechanisms(
                 n_tokens, n_latent, masked=options.mechanism == "sparse", **options.mechanism_arguments()
             )
-        n_condition = n_tokens if self.mechanisms is None else n_latent
-        n_seen = n_condition if options.posterior == "network" else 0
+        n_seen = self.n_condition if options.posterior == "network" else 0
         self.encoder = GaussianEncoder(n_genes + n_seen + self.n_covariates, n_latent, n_hidden, n_layers)
         self.decoder = CountDecoder(
-            n_latent if self.mechanisms is not None else n_latent + n_tokens,
+            n_latent + (self.n_condition if self.concatenates else 0),
             n_genes,
             n_hidden,
-            n_layers,
+            n_layers + options.extra_decoder_layers,
             self.n_covariates,
             linear=options.linear_decoder,
             rest=has_size_factor and options.rest_of_library,
@@ -101,6 +101,21 @@ class SAMSVAEModule(CausalModule):
         self.register_buffer("feature_map", torch.zeros(n_features, n_shift))
         self.register_buffer("mean_shift", torch.zeros(n_shift))
         self.register_buffer("unseen_shift", torch.zeros(n_tokens, n_shift))
+        self.remainder = Remainder(n_tokens, n_genes) if options.remainder else None
+
+    @property
+    def n_condition(self) -> int:
+        """Width of what stands for the condition of a cell."""
+        return self.n_tokens if self.mechanisms is None else self.n_latent
+
+    @property
+    def concatenates(self) -> bool:
+        """Whether the condition is an input of the decoder beside the basal state, rather than added to it."""
+        return self.mechanisms is None
+
+    def global_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the variables that all cells share."""
+        return [] if self.mechanisms is None else list(self.mechanisms.parameters())
 
     # ------------------------------------------------------------------ what is read from a batch
 
@@ -198,9 +213,19 @@ class SAMSVAEModule(CausalModule):
 
     def combine(self, z: Tensor, condition: Tensor) -> Tensor:
         """(..., cells, n) input of the decoder."""
-        if self.mechanisms is None:
-            return torch.cat([z, condition.expand(*z.shape[:-1], -1)], -1)
+        if self.concatenates:
+            shape = torch.broadcast_shapes(z.shape[:-1], condition.shape[:-1])
+            return torch.cat([z.expand(*shape, -1), condition.expand(*shape, -1)], -1)
         return z + condition
+
+    def complete(
+        self, condition: Tensor, tensors: dict[str, Tensor], seed: int | None = None, of_source: bool = False
+    ) -> Tensor:
+        """What :meth:`encode` and :meth:`decode` take, from what the perturbations of cells do: here the same.
+
+        A model in which more than perturbations moves a cell adds it; ``of_source`` as for :meth:`covariates`.
+        """
+        return condition
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **_: object) -> dict[str, Tensor]:
         x = tensors[REGISTRY_KEYS.X_KEY]
@@ -216,10 +241,14 @@ class SAMSVAEModule(CausalModule):
     ) -> dict[str, Tensor]:
         """Draw global variables and the basal state, with a leading dimension of particles."""
         condition, kl_global = self.draw_condition(dosage, n_samples or self.options.n_particles)
+        return {"kl_global": kl_global, **self.draw_basal(expression, condition, covariates)}
+
+    def draw_basal(self, expression: Tensor, condition: Tensor, covariates: Tensor) -> dict[str, Tensor]:
+        """Basal states of cells under conditions (particles, cells, n): a draw ``z`` with the posterior it comes from."""
         mean, variance = self.encode(expression, condition, covariates)
-        shape = torch.broadcast_shapes(mean.shape, (len(condition), len(dosage), self.n_latent))
+        shape = torch.broadcast_shapes(mean.shape, (len(condition), len(expression), self.n_latent))
         z = mean + variance.sqrt() * torch.randn(shape, device=mean.device, dtype=mean.dtype)
-        return {"qz_mean": mean, "qz_variance": variance, "z": z, "condition": condition, "kl_global": kl_global}
+        return {"qz_mean": mean, "qz_variance": variance, "z": z, "condition": condition}
 
     def _get_generative_input(
         self, tensors: dict[str, Tensor], inference_outputs: dict[str, Tensor]
@@ -236,9 +265,11 @@ class SAMSVAEModule(CausalModule):
         """(particles, cells, genes) expected counts."""
         return {"mean": self.decode(z, condition, covariates, library)}
 
-    def decode(self, z: Tensor, condition: Tensor, covariates: Tensor, library: Tensor) -> Tensor:
-        """(..., cells, genes) expected counts on a library (cells, 1)."""
-        return library * self.decoder(self.combine(z, condition), covariates).exp() + _LOWEST_MEAN
+    def decode(
+        self, z: Tensor, condition: Tensor, covariates: Tensor, library: Tensor, remainder: Tensor | None = None
+    ) -> Tensor:
+        """(..., cells, genes) expected counts on a library (cells, 1); ``remainder`` is that of :meth:`remainder_of`."""
+        return library * self.decoder(self.combine(z, condition), covariates, remainder).exp() + _LOWEST_MEAN
 
     def log_likelihood(self, x: Tensor, mean: Tensor) -> Tensor:
         """(particles, cells) log likelihood of counts (cells, genes) given expected ones (particles, cells, genes)."""
@@ -268,14 +299,27 @@ class SAMSVAEModule(CausalModule):
         """
         x = tensors[REGISTRY_KEYS.X_KEY]
         reconstruction = -self.log_likelihood(x, generative_outputs["mean"]).mean(0)
+        weight = self.cell_weight(tensors)
+        if weight is not None:
+            reconstruction = weight * reconstruction
         kl_local = self.kl_local(inference_outputs).mean(0)
         kl_global = inference_outputs["kl_global"].mean(0)
-        loss = (reconstruction + kl_weight * (kl_local + kl_global)).mean()
+        extra = self.extra_terms(tensors, inference_outputs)
+        loss = (reconstruction + kl_weight * (kl_local + kl_global)).mean() + sum(extra.values())
         return LossOutput(
             loss=loss,
             reconstruction_loss=reconstruction,
             kl_local={"kl_basal": kl_local, "kl_mechanisms": kl_global},
+            extra_metrics={name: value.detach() for name, value in extra.items()},
         )
+
+    def cell_weight(self, tensors: dict[str, Tensor]) -> Tensor | None:
+        """(cells,) weights of the likelihoods of cells; ``None`` is 1."""
+        return None
+
+    def extra_terms(self, tensors: dict[str, Tensor], inference_outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Named terms of the loss beside the lower bound; they are logged under their names."""
+        return {}
 
     # ------------------------------------------------------------------ predictions
 
@@ -288,7 +332,7 @@ class SAMSVAEModule(CausalModule):
         if seed is None:
             shift = self.mechanisms.expected_shift(tokens)
         else:
-            noise = [_noise_of_token(int(token), seed, self.n_latent) for token in tokens.tolist()]
+            noise = [noise_of_token(int(token), seed, self.n_latent) for token in tokens.tolist()]
             uniform, normal = (torch.stack(part).to(tokens.device) for part in zip(*noise, strict=True))
             shift = self.mechanisms.shift_from_noise(tokens, uniform, normal)
         return torch.where((self.cells_per_token[tokens] > 0)[:, None], shift, self.unseen_shift[tokens])
@@ -302,6 +346,10 @@ class SAMSVAEModule(CausalModule):
             return dosage.new_zeros(len(dosage), self.n_latent)
         return dosage[:, used] @ self.shifts(used, seed)
 
+    def remainder_of(self, dosage: Tensor, seed: int | None = None) -> Tensor | None:
+        """(cells, n_genes) what dosages (cells, n_tokens) add to log shares beside the condition; ``None`` in a model without that."""
+        return None if self.remainder is None else self.remainder(dosage, seed)
+
     def draw_all(self, n_particles: int) -> Tensor | None:
         """(n_particles, n_tokens, n_latent) draws of the shifts of all tokens; ``None`` for a conditional VAE."""
         if self.mechanisms is None:
@@ -310,7 +358,7 @@ class SAMSVAEModule(CausalModule):
         shift = self.mechanisms.draw(tokens, n_particles).shift
         return torch.where((self.cells_per_token > 0)[:, None], shift, self.unseen_shift)
 
-    def condition_from(self, dosage: Tensor, shifts: Tensor | None) -> Tensor:
+    def condition_from(self, dosage: Tensor, shifts: Tensor | None, tensors: dict[str, Tensor] | None = None) -> Tensor:
         """Conditions under draws of :meth:`draw_all`: (particles, n) of one dosage each, or (particles, cells, n).
 
         Parameters
@@ -319,10 +367,16 @@ class SAMSVAEModule(CausalModule):
             (particles, n_tokens) or (particles, cells, n_tokens).
         shifts
             (particles, n_tokens, n_latent)
+        tensors
+            The cells, for a model in which a condition is more than perturbations.
         """
         if shifts is None:
             return dosage * (self.cells_per_token > 0)
         return torch.einsum("p...t,ptl->p...l", dosage, shifts)
+
+    def own_condition(self, tensors: dict[str, Tensor], seed: int | None = None) -> Tensor:
+        """(cells, n) condition that cells have themselves."""
+        return self.complete(self.condition_of(tensors[CAUSAL_KEYS.PERTURBATION], seed), tensors, seed, of_source=True)
 
     def abduct(self, tensors: dict[str, Tensor], condition: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance, (cells, n_latent), of the basal state of cells under their condition."""
@@ -334,21 +388,25 @@ class SAMSVAEModule(CausalModule):
         self, tensors: dict[str, Tensor], *, give_mean: bool = True, generator: torch.Generator | None = None
     ) -> Tensor:
         """(cells, n_latent) basal state of cells, their perturbation taken off."""
-        mean, variance = self.abduct(tensors, self.condition_of(tensors[CAUSAL_KEYS.PERTURBATION]))
+        mean, variance = self.abduct(tensors, self.own_condition(tensors))
         return mean if give_mean else mean + variance.sqrt() * _normal_like(mean, generator)
 
     def shift_from_features(self, features: Tensor) -> Tensor:
         """(n, n_latent) what tokens with features (n, n_features) are expected to do."""
         return self.mean_shift + (features - self.feature_center) @ self.feature_map
 
-    def target_condition(self, dosage: Tensor, token_inputs: dict[str, Tensor], seed: int | None) -> Tensor:
-        """(cells, n) condition under the tokens of a call, whose dosages are (cells, T)."""
+    def known_dosage(self, dosage: Tensor, token_inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(cells, n_tokens) dosages over the vocabulary, of dosages (cells, T) of a call, and which of its T tokens features speak for."""
         index = token_inputs["index"]
         by_features = torch.zeros_like(index, dtype=torch.bool)
         if "features" in token_inputs and self.mechanisms is not None:
             by_features = (index < 0) | (self.cells_per_token[index.clamp_min(0)] == 0)
         known = ~by_features
-        whole = dosage.new_zeros(len(dosage), self.n_tokens).index_add(1, index[known], dosage[:, known])
+        return dosage.new_zeros(len(dosage), self.n_tokens).index_add(1, index[known], dosage[:, known]), by_features
+
+    def target_condition(self, dosage: Tensor, token_inputs: dict[str, Tensor], seed: int | None) -> Tensor:
+        """(cells, n) condition under the tokens of a call, whose dosages are (cells, T)."""
+        whole, by_features = self.known_dosage(dosage, token_inputs)
         condition = self.condition_of(whole, seed)
         if by_features.any():
             condition = condition + dosage[:, by_features] @ self.shift_from_features(
@@ -369,23 +427,19 @@ class SAMSVAEModule(CausalModule):
     ) -> CounterfactualOutput:
         """Abduct the basal state of cells under their own condition, exchange the condition, predict."""
         seed = (0 if generator is None else generator.initial_seed()) if sample_parameters else None
-        own = self.condition_of(tensors[CAUSAL_KEYS.PERTURBATION], seed)
-        target = self.target_condition(dosage, token_inputs, seed)
+        own = self.own_condition(tensors, seed)
+        target = self.complete(self.target_condition(dosage, token_inputs, seed), tensors, seed)
         mean, variance = self.abduct(tensors, own)
         z = mean + variance.sqrt() * _normal_like(mean, generator) if sample_latent else mean
         covariates, library = self.covariates(tensors), self.library(tensors)
-        expected = self.decode(z, target, covariates, library)
+        remainder = self.remainder_of(self.known_dosage(dosage, token_inputs)[0], seed)
+        expected = self.decode(z, target, covariates, library, remainder)
         if not self.options.abduct_counts:
             return CounterfactualOutput(expected, NegativeBinomial(mu=expected, theta=self.dispersion), z)
-        source = self.decode(z, own, self.covariates(tensors, of_source=True), library)
+        own_remainder = self.remainder_of(tensors[CAUSAL_KEYS.PERTURBATION], seed)
+        source = self.decode(z, own, self.covariates(tensors, of_source=True), library, own_remainder)
         counts = AbductedCounts(tensors[REGISTRY_KEYS.X_KEY], source, expected, self.dispersion)
         return CounterfactualOutput(counts.mean, counts, z)
-
-
-def _noise_of_token(token: int, seed: int, n: int) -> tuple[Tensor, Tensor]:
-    """(n,) uniform and (n,) normal numbers that belong to a token and a draw."""
-    generator = torch.Generator().manual_seed((seed ^ ((token + 1) * 0x9E3779B1)) % 2**63)
-    return torch.rand(n, generator=generator), torch.randn(n, generator=generator)
 
 
 def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -91,7 +91,7 @@ class CountDecoder(nn.Module):
         if n_covariates:
             nn.init.zeros_(self.covariates.weight)
 
-    def forward(self, u: Tensor, covariates: Tensor | None = None) -> Tensor:
+    def forward(self, u: Tensor, covariates: Tensor | None = None, remainder: Tensor | None = None) -> Tensor:
         """(..., n_genes) log shares of genes in the library.
 
         Parameters
@@ -100,6 +100,8 @@ class CountDecoder(nn.Module):
             (..., n_input) latent variables.
         covariates
             (cells, n_covariates), broadcast over leading dimensions.
+        remainder
+            (..., n_genes) added to the log shares before these are made to add up to 1.
         """
         inputs = u
         if self.n_covariates:
@@ -109,4 +111,6 @@ class CountDecoder(nn.Module):
             raw = raw + self.loadings(u)
         if self.n_covariates:
             raw = raw + self.covariates(covariates)
+        if remainder is not None:
+            raw = raw + F.pad(remainder, (0, int(self.rest)))
         return torch.log_softmax(raw, -1)[..., : self.n_genes]

@@ -33,6 +33,8 @@ class ModuleOptions:
     """First standard deviation of the embeddings."""
     n_guide_hidden: int = 400
     n_guide_layers: int = 4
+    extra_decoder_layers: int = 0
+    """Blocks of the decoder beyond ``n_layers``."""
     n_particles: int = 1
     shared_draws: bool = False
     analytic_kl: bool = True
@@ -50,6 +52,7 @@ class ModuleOptions:
     """Log odds of the masks that start on."""
     abduct_counts: bool = True
     calibrate: bool = True
+    remainder: bool = True
 
     def mechanism_arguments(self) -> dict[str, Any]:
         """Arguments of :class:`Mechanisms`."""
@@ -82,12 +85,28 @@ PAPER: dict[str, Any] = {
     "mask_start": 0.0,
     "abduct_counts": False,
     "calibrate": False,
+    "remainder": False,
 }
 _CHOICES = {"mechanism": Mechanism, "guide": Guide, "posterior": Posterior, "mask_gradient": MaskGradient}
 
 
-def module_options(preset: Preset, **given: Any) -> ModuleOptions:
+def module_options(
+    preset: Preset,
+    kind: type[ModuleOptions] = ModuleOptions,
+    paper: dict[str, Any] | None = None,
+    choices: dict[str, Any] | None = None,
+    **given: Any,
+) -> ModuleOptions:
     """Options of a preset, with those that are given (not ``None``) in their place.
+
+    Parameters
+    ----------
+    preset
+        The preset.
+    kind, paper, choices
+        Class of the options, and what a model that extends this one adds to those of ``"paper"`` and to those that are choices.
+    **given
+        Options.
 
     Raises
     ------
@@ -95,12 +114,12 @@ def module_options(preset: Preset, **given: Any) -> ModuleOptions:
         For a value that is no choice, or options that contradict each other.
     """
     check_choice("preset", preset, get_args(Preset))
-    chosen = dict(PAPER if preset == "paper" else {})
+    chosen = {**PAPER, **(paper or {})} if preset == "paper" else {}
     chosen |= {name: value for name, value in given.items() if value is not None}
-    for name, choices in _CHOICES.items():
+    for name, values in {**_CHOICES, **(choices or {})}.items():
         if name in chosen:
-            check_choice(name, chosen[name], get_args(choices))
-    options = ModuleOptions(**chosen)
+            check_choice(name, chosen[name], get_args(values))
+    options = kind(**chosen)
     if not 0.0 < options.mask_prior < 1.0:
         raise ValueError(
             f"mask_prior={options.mask_prior} is a probability: pass a number above 0 and below 1, e.g. 0.1."
@@ -118,7 +137,7 @@ def module_options(preset: Preset, **given: Any) -> ModuleOptions:
         chosen["start_at_effects"] = False
     if options.n_particles < 1:
         raise ValueError(f"n_particles={options.n_particles}: pass at least 1.")
-    return ModuleOptions(**chosen)
+    return kind(**chosen)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

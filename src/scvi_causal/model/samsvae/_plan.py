@@ -50,7 +50,7 @@ class SAMSVAETrainingPlan(CausalTrainingPlan):
         if self.mechanism_lr_factor == 1.0 or self.module.mechanisms is None:
             return super()._optimizer_creator_fn(optimizer_cls)
         create = super()._optimizer_creator_fn(optimizer_cls)
-        fast = {id(p) for p in self.module.mechanisms.parameters()}
+        fast = {id(p) for p in self.module.global_parameters()}
 
         def create_two(params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
             params = list(params)

@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix, hstack
 
+from scvi_causal._constants import CAUSAL_KEYS
 from scvi_causal.model.base._condition_effects import condition_effects, denoise
 from scvi_causal.model.base._shrinkage import shrink_effects
 
 if TYPE_CHECKING:
     from scvi.data import AnnDataManager
 
+    from scvi_causal.model.cradlevae._module import CRADLEVAEModule
     from scvi_causal.model.samsvae._module import SAMSVAEModule
 
 _PSEUDOCOUNT = 0.05  # counts per 10,000: below it a ratio of means is noise
@@ -45,11 +48,15 @@ def start_at_effects(
         Log odds of the masks that start on.
     """
     shared, total = _token_effects(manager, rows, module)
-    most = module.n_latent // 2
+    n_kinds = len(total) - module.n_tokens
+    artifacts, shared, total = total[module.n_tokens :], shared[: module.n_tokens], total[: module.n_tokens]
+    most = max(module.n_latent // 2 - n_kinds, 0)
     scores, loadings = _factors(shared, most)
     own = _factors(total - scores @ loadings, most - scores.shape[1])
     scores, loadings = np.hstack([scores, own[0]]), np.vstack([loadings, own[1]])
     rank = scores.shape[1]
+    if n_kinds:
+        _start_artifacts(module, artifacts, range(rank, min(rank + n_kinds, module.n_latent)), size)
     if not rank:
         return
     on = np.abs(scores) > _SMALLEST_SHARE * np.abs(scores).max(0)
@@ -66,9 +73,41 @@ def start_at_effects(
         weight[: module.n_genes, :rank] = torch.from_numpy(loadings.T * scale).float()
 
 
+def _start_artifacts(module: CRADLEVAEModule, effects: np.ndarray, places: range, size: float) -> None:
+    """A latent dimension of its own for each kind of artifact, along its effect."""
+    with torch.no_grad():
+        for kind, place in enumerate(places):
+            length = float(np.abs(effects[kind]).max())
+            if length > 0:
+                module.artifacts.location[kind] = 0.0
+                module.artifacts.location[kind, place] = size
+                module.artifacts.log_scale[kind] = _EMBEDDING_SCALE
+                weight = module.decoder.loadings.weight
+                weight[:, place] = 0.0
+                weight[: module.n_genes, place] = torch.from_numpy(effects[kind] / size).float()
+
+
+def condition_dosage(manager: AnnDataManager, rows: np.ndarray) -> csr_matrix:
+    """(n_rows, n_tokens + n_kinds) what moves cells: tokens, and where quality is registered kinds of failure."""
+    dosage = csr_matrix(manager.get_from_registry(CAUSAL_KEYS.PERTURBATION))[rows]
+    if CAUSAL_KEYS.QUALITY not in manager.data_registry:
+        return dosage
+    quality = np.asarray(manager.get_from_registry(CAUSAL_KEYS.QUALITY)).ravel()[rows].astype(np.int64)
+    n_kinds = len(manager.get_state_registry(CAUSAL_KEYS.QUALITY)["categories"]) - 1
+    failed = quality > 0
+    if not failed.any() or not (~failed & (np.diff(dosage.indptr) == 0)).any():
+        return dosage
+    index = (np.flatnonzero(failed), quality[failed] - 1)
+    return hstack([dosage, csr_matrix((np.ones(failed.sum()), index), shape=(len(rows), n_kinds))]).tocsr()
+
+
 def _token_effects(manager: AnnDataManager, rows: np.ndarray, module: SAMSVAEModule) -> tuple[np.ndarray, np.ndarray]:
-    """(n_tokens, n_genes) log ratios of means: the part that tokens share, and all that is more than noise."""
-    found = condition_effects(manager, rows, module.n_genes, log_normalize=True)
+    """(n_tokens, n_genes) log ratios of means: the part that tokens share, and all that is more than noise.
+
+    Where quality is registered its kinds of failure follow the tokens.
+    """
+    dosage = condition_dosage(manager, rows)
+    found = condition_effects(manager, rows, module.n_genes, log_normalize=True, dosage=dosage)
     shared = denoise(found.effect, found.variance)
     rest = shrink_effects(found.effect - shared, found.noise, found.dosage, found.context).effect
     weight = np.sqrt(found.n_cells)[:, None]
