@@ -134,13 +134,27 @@ def pl_scores(values, **options):
     return scores(values, **options)
 
 
-def test_large_pictures_give_up_resolution(frames):
-    from matplotlib.figure import Figure
+@pytest.mark.parametrize("columns", [2, 3, 7])
+def test_lines_of_pixels_are_as_long_as_the_picture_is_wide(columns):
+    """A vertical bar stays vertical, whatever inches times resolution come to in floating point."""
     from PIL import Image
 
-    from scvi_causal.benchmark._report.figures import to_png
+    from scvi_causal.benchmark._report.figures import new_figure, to_png
 
-    figure = Figure(figsize=(3, 3))
+    figure = new_figure(2.8 + 0.95 * columns, 2.0, layout=None)
+    axes = figure.add_axes((0.5, 0.0, 0.5, 1.0))
+    axes.set(facecolor="black", xticks=[], yticks=[])
+    dark = np.asarray(Image.open(io.BytesIO(to_png(figure))).convert("L")) < 128
+    edges = {int(np.flatnonzero(line)[0]) for line in dark}
+    assert max(edges) - min(edges) <= 1
+
+
+def test_large_pictures_give_up_resolution(frames):
+    from PIL import Image
+
+    from scvi_causal.benchmark._report.figures import new_figure, to_png
+
+    figure = new_figure(3, 3, layout=None)
     figure.subplots().imshow(np.random.default_rng(0).random((100, 100)))
     small, large = to_png(figure, 15_000), to_png(figure, 10**7)
     assert len(small) < len(large)

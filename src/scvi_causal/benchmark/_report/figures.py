@@ -41,10 +41,11 @@ def to_png(figure: Figure, max_bytes: int = MAX_BYTES) -> bytes:
     from PIL import Image
 
     for dpi in (110, 90, 75, 60):
-        raw, small = io.BytesIO(), io.BytesIO()
-        figure.savefig(raw, format="raw", dpi=dpi)
-        size = tuple(int(x) for x in figure.get_size_inches() * dpi)
-        image = Image.frombuffer("RGBA", size, raw.getvalue()).convert("RGB")
+        small = io.BytesIO()
+        figure.set_dpi(dpi)
+        figure.canvas.draw()
+        # the canvas knows its size in pixels; inches times dpi may be off by one, and every line by a pixel more
+        image = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
         image = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         image.save(small, format="png", optimize=True)
         if small.tell() <= max_bytes:
