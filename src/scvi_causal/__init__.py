@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from . import benchmark, data, datasets, effects, metrics, model, pl
     from .model import (
+        CRADLEVAE,
         GIM,
         SAMSVAE,
         SCCVAE,
@@ -29,6 +30,7 @@ except PackageNotFoundError:  # run from the sources, without an installation
 
 _NAMESPACES = ("benchmark", "data", "datasets", "effects", "metrics", "model", "pl")
 _FROM_MODEL = (
+    "CRADLEVAE",
     "GIM",
     "SAMSVAE",
     "SCCVAE",
@@ -43,6 +45,7 @@ _FROM_MODEL = (
 )
 
 __all__ = [
+    "CRADLEVAE",
     "GIM",
     "SAMSVAE",
     "SCCVAE",

@@ -14,6 +14,8 @@ class _CausalKeys(NamedTuple):
     """Prior gene regulatory network; lives in the state registry, has no per-cell data."""
     FEATURES: str = "perturbation_features"
     """Feature vector of each token; lives in the state registry, has no per-cell data."""
+    QUALITY: str = "quality"
+    """(cells, 1) quality class: 0 passes, 1 .. K are kinds of failure."""
     INDICES: str = "ind_x"
     """Row of each cell in the AnnData, from which partner cells are looked up."""
     GROUP: str = "group"

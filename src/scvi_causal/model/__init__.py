@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .base import CausalModel, CausalModule, CounterfactualOutput
     from .baselines import Additive, ControlMean, LinearEffect, NearestPerturbation, PerturbedMean
+    from .cradlevae import CRADLEVAE
     from .gim import GIM
     from .samsvae import SAMSVAE
     from .sccvae import SCCVAE
@@ -22,6 +23,7 @@ _HOME = {
     "LinearEffect": "baselines",
     "NearestPerturbation": "baselines",
     "PerturbedMean": "baselines",
+    "CRADLEVAE": "cradlevae",
     "GIM": "gim",
     "SAMSVAE": "samsvae",
     "SCCVAE": "sccvae",
@@ -31,6 +33,7 @@ _HOME = {
 }
 
 __all__ = [
+    "CRADLEVAE",
     "GIM",
     "SAMSVAE",
     "SCCVAE",

@@ -1,4 +1,4 @@
-"""Fields that tell scvi-tools where perturbations, the prior GRN and the features of tokens are in an AnnData."""
+"""Fields that tell scvi-tools where perturbations, the prior GRN, the features of tokens and the quality of cells are in an AnnData."""
 
 from __future__ import annotations
 
@@ -7,5 +7,6 @@ import rich.pretty  # noqa: F401  scvi-tools prints registries with it and leave
 from ._features_field import FeaturesField
 from ._grn_field import GRNField, check_genes
 from ._perturbation_field import PerturbationField
+from ._quality_field import QualityField
 
-__all__ = ["FeaturesField", "GRNField", "PerturbationField", "check_genes"]
+__all__ = ["FeaturesField", "GRNField", "PerturbationField", "QualityField", "check_genes"]

@@ -246,6 +246,10 @@ class CausalModel(
         """Tokens that were announced to ``setup_anndata`` and that no cell carries."""
         return tuple(str(token) for token in self._field_state(CAUSAL_KEYS.GRN).get("extra_tokens", ()))
 
+    def _settable_covariates(self) -> dict[str, tuple]:
+        """What a prediction may set like a covariate beside these: ``{column: (registry key, column of the tensor, categories)}``."""
+        return {}
+
     def _var_names(self) -> np.ndarray:
         """(n_genes,) names of the genes, in the order of the model."""
         return np.asarray(self._field_state(REGISTRY_KEYS.X_KEY)["column_names"]).astype(str)

@@ -199,6 +199,7 @@ def registered_covariates(model: CausalModel) -> tuple[dict[str, tuple], dict[st
     for i, name in enumerate(model._setup_arg("categorical_covariate_keys") or []):
         state = model._field_state(REGISTRY_KEYS.CAT_COVS_KEY)
         categorical[name] = (REGISTRY_KEYS.CAT_COVS_KEY, i, np.asarray(state["mappings"][name]))
+    categorical |= model._settable_covariates()
     for i, name in enumerate(model._setup_arg("continuous_covariate_keys") or []):
         continuous[name] = (REGISTRY_KEYS.CONT_COVS_KEY, i)
     return categorical, continuous

@@ -215,6 +215,15 @@ class MeasuresMixin:
         return np.concatenate(parts)
 
 
+def expected_expression(mean: Tensor, inverse_dispersion: Tensor, transform: str) -> Tensor:
+    """(genes,) mean over cells of log2(1 + counts), in expectation, or of counts, given expected counts (cells, genes)."""
+    if transform == "mean":
+        return mean.mean(0)
+    step = max(1, _CHUNK // mean.shape[1])
+    total = sum(expected_log1p(part, inverse_dispersion).sum(0) for part in mean.split(step))
+    return total / (len(mean) * math.log(2))
+
+
 def _average_effects(module, dosage, z, covariates, transform: str, analytic: bool) -> Tensor:
     """(n_labels, genes) differences from control."""
     library = torch.full((len(z), 1), NORMALIZED_TOTAL, device=z.device)
@@ -227,11 +236,7 @@ def _average_effects(module, dosage, z, covariates, transform: str, analytic: bo
         if not analytic:
             counts = torch.poisson(torch._standard_gamma(module.dispersion.expand_as(mean)) * mean / module.dispersion)
             return (torch.log2(1 + counts) if transform == "log2" else counts).mean(0)
-        if transform == "mean":
-            return mean.mean(0)
-        step = max(1, _CHUNK // mean.shape[1])
-        total = sum(expected_log1p(part, module.dispersion).sum(0) for part in mean.split(step))
-        return total / (len(mean) * math.log(2))
+        return expected_expression(mean, module.dispersion, transform)
 
     control = average(torch.zeros_like(dosage[0]))
     return torch.stack([average(row) - control for row in dosage])
