@@ -59,7 +59,7 @@ def log_bernoulli(draw: Tensor, logits: Tensor) -> Tensor:
     return draw * logits - F.softplus(logits)
 
 
-def kl_bernoulli(logits: Tensor, prior: float) -> Tensor:
+def kl_bernoulli(logits: Tensor, prior: float | Tensor) -> Tensor:
     r"""KL divergence of Bernoulli(:math:`\sigma(\lambda)`) from Bernoulli(``prior``), per entry.
 
     Examples
@@ -73,8 +73,8 @@ def kl_bernoulli(logits: Tensor, prior: float) -> Tensor:
     return p * (logits - prior_logit) - F.softplus(logits) + F.softplus(prior_logit)
 
 
-def prior_logits(prior: float, like: Tensor) -> Tensor:
-    """Log odds of a probability, as a tensor like another."""
+def prior_logits(prior: float | Tensor, like: Tensor) -> Tensor:
+    """Log odds of probabilities, as a tensor like another."""
     return torch.logit(torch.as_tensor(prior, dtype=torch.float64)).to(like)
 
 

@@ -94,6 +94,14 @@ class Mechanisms(nn.Module):
             self.location = nn.Parameter(embedding_start * torch.randn(n_tokens, n_latent))
             self.log_scale = nn.Parameter(torch.full((n_tokens, n_latent), scale_start).log())
 
+    def mask_prior_of(self, tokens: Tensor) -> float | Tensor:
+        """Prior probability of the masks of tokens, one number or (n, n_latent)."""
+        return self.mask_prior
+
+    def prior_scale_of(self, tokens: Tensor) -> float | Tensor:
+        """Prior standard deviation of the embeddings of tokens, one number or (n, n_latent)."""
+        return self.prior_scale
+
     def embedding(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, (..., n, n_latent), of the embeddings of tokens (n,) given their masks."""
         if self.guide == "correlated":
@@ -128,22 +136,25 @@ class Mechanisms(nn.Module):
         return MechanismDraw(shift, kl.expand(n_particles, -1))
 
     def _kl_exact(self, tokens: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-        kl = kl_standard_normal(mean / self.prior_scale, (scale / self.prior_scale).square())
+        prior_scale = self.prior_scale_of(tokens)
+        kl = kl_standard_normal(mean / prior_scale, (scale / prior_scale).square())
         if not self.masked:
             return kl.sum(-1)
         logits = self.mask_logits[tokens]
         if self.guide == "spike-and-slab":
             kl = torch.sigmoid(logits) * kl
-        return kl.sum(-1) + kl_bernoulli(logits, self.mask_prior).sum(-1)
+        return kl.sum(-1) + kl_bernoulli(logits, self.mask_prior_of(tokens)).sum(-1)
 
     def _kl_drawn(self, tokens: Tensor, mask: Tensor | None, value: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-        kl = log_normal(value, mean, scale) - log_normal(value, 0.0, self.prior_scale)
+        kl = log_normal(value, mean, scale) - log_normal(value, 0.0, self.prior_scale_of(tokens))
         if mask is None:
             return kl.sum(-1)
         if self.guide == "spike-and-slab":
             kl = mask * kl
         logits = self.mask_logits[tokens]
-        return (kl + log_bernoulli(mask, logits) - log_bernoulli(mask, prior_logits(self.mask_prior, logits))).sum(-1)
+        return (
+            kl + log_bernoulli(mask, logits) - log_bernoulli(mask, prior_logits(self.mask_prior_of(tokens), logits))
+        ).sum(-1)
 
     def scale_embeddings(self, factor: Tensor) -> None:
         """Multiply the shifts of tokens by (n_tokens,) factors, from now on and in all predictions."""

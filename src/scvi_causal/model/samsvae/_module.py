@@ -73,20 +73,10 @@ class SAMSVAEModule(CausalModule):
         self.n_covariates = sum(n for n in n_categories if n > 1) + n_continuous
         self.mechanisms = None
         if options.mechanism != "one-hot":
-            self.mechanisms = Mechanisms(
-                n_tokens, n_latent, masked=options.mechanism == "sparse", **options.mechanism_arguments()
-            )
+            self.mechanisms = self.make_mechanisms()
         n_seen = self.n_condition if options.posterior == "network" else 0
         self.encoder = GaussianEncoder(n_genes + n_seen + self.n_covariates, n_latent, n_hidden, n_layers)
-        self.decoder = CountDecoder(
-            n_latent + (self.n_condition if self.concatenates else 0),
-            n_genes,
-            n_hidden,
-            n_layers + options.extra_decoder_layers,
-            self.n_covariates,
-            linear=options.linear_decoder,
-            rest=has_size_factor and options.rest_of_library,
-        )
+        self.decoder = self.make_decoder(n_hidden, n_layers, has_size_factor)
         self.log_dispersion = nn.Parameter(torch.zeros(n_genes))
         # filled before training
         self.register_buffer("input_mean", torch.zeros(n_genes))
@@ -96,12 +86,37 @@ class SAMSVAEModule(CausalModule):
         self.register_buffer("cells_per_token", torch.zeros(n_tokens))
         self.register_buffer("validation_cells_per_token", torch.zeros(n_tokens))
         # filled after training
-        n_shift = n_latent if self.mechanisms is not None else 0
+        n_shift = self.n_shift if self.mechanisms is not None else 0
         self.register_buffer("feature_center", torch.zeros(n_features))
         self.register_buffer("feature_map", torch.zeros(n_features, n_shift))
         self.register_buffer("mean_shift", torch.zeros(n_shift))
         self.register_buffer("unseen_shift", torch.zeros(n_tokens, n_shift))
         self.remainder = Remainder(n_tokens, n_genes) if options.remainder else None
+
+    def make_mechanisms(self) -> Mechanisms:
+        """Masks and embeddings."""
+        options = self.options
+        return Mechanisms(
+            self.n_tokens, self.n_shift, masked=options.mechanism == "sparse", **options.mechanism_arguments()
+        )
+
+    def make_decoder(self, n_hidden: int, n_layers: int, has_size_factor: bool) -> CountDecoder:
+        """The decoder of what :meth:`combine` gives."""
+        options = self.options
+        return CountDecoder(
+            self.n_latent + (self.n_condition if self.concatenates else 0),
+            self.n_genes,
+            n_hidden,
+            n_layers + options.extra_decoder_layers,
+            self.n_covariates,
+            linear=options.linear_decoder,
+            rest=has_size_factor and options.rest_of_library,
+        )
+
+    @property
+    def n_shift(self) -> int:
+        """Width of the shifts of tokens."""
+        return self.n_latent
 
     @property
     def n_condition(self) -> int:
@@ -186,7 +201,7 @@ class SAMSVAEModule(CausalModule):
             return dosage[:, used] @ draw.shift, draw.kl @ weight[:, used].T
         cell, token = dosage.nonzero(as_tuple=True)
         draw = self.mechanisms.draw(token, n_particles)
-        shift = dosage.new_zeros(n_particles, len(dosage), self.n_latent)
+        shift = dosage.new_zeros(n_particles, len(dosage), self.n_shift)
         kl = dosage.new_zeros(n_particles, len(dosage))
         return (
             shift.index_add(1, cell, dosage[cell, token][:, None] * draw.shift),
@@ -332,7 +347,7 @@ class SAMSVAEModule(CausalModule):
         if seed is None:
             shift = self.mechanisms.expected_shift(tokens)
         else:
-            noise = [noise_of_token(int(token), seed, self.n_latent) for token in tokens.tolist()]
+            noise = [noise_of_token(int(token), seed, self.n_shift) for token in tokens.tolist()]
             uniform, normal = (torch.stack(part).to(tokens.device) for part in zip(*noise, strict=True))
             shift = self.mechanisms.shift_from_noise(tokens, uniform, normal)
         return torch.where((self.cells_per_token[tokens] > 0)[:, None], shift, self.unseen_shift[tokens])
@@ -343,7 +358,7 @@ class SAMSVAEModule(CausalModule):
             return dosage * (self.cells_per_token > 0)
         used = (dosage != 0).any(0).nonzero().squeeze(1)
         if not len(used):
-            return dosage.new_zeros(len(dosage), self.n_latent)
+            return dosage.new_zeros(len(dosage), self.n_shift)
         return dosage[:, used] @ self.shifts(used, seed)
 
     def remainder_of(self, dosage: Tensor, seed: int | None = None) -> Tensor | None:
