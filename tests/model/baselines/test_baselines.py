@@ -248,6 +248,32 @@ def test_additive_gives_a_seen_combination_its_own_effect():
     )
 
 
+def test_additive_sums_combinations_of_few_cells():
+    adata = make()
+    rare = np.flatnonzero(adata.obs["perturbation"] == "A+B")
+    adata.obs.iloc[rare[9:], adata.obs.columns.get_loc("split")] = "test"
+    model = fit(Additive, adata, covariates=False)
+    x, label = log1p(adata), adata.obs["perturbation"].to_numpy(str)
+    mean = {t: x[label == t].mean(0) for t in ("control", "A", "B")}
+    expected = np.maximum(mean["A"] + mean["B"] - 2 * mean["control"], -mean["control"])
+    answer = model.predict_counterfactual(["A+B"], indices=np.flatnonzero(label == "control"), output="log1p")
+    np.testing.assert_allclose(answer.X.astype(float).mean(0) - mean["control"], expected, atol=1e-5)
+
+
+def test_additive_takes_cells_apart_that_are_conditions_of_their_own():
+    rng = np.random.default_rng(0)
+    tokens, effect = np.array(list("ABCDEFGH")), rng.normal(size=(8, N_GENES))
+    carried = rng.random((120, 8)) < 0.4
+    carried[:30] = False
+    x = 5.0 + rng.normal(size=N_GENES) + carried @ effect
+    obs = pd.DataFrame({"perturbation": ["+".join(tokens[row]) or "control" for row in carried], "split": "train"})
+    adata = ad.AnnData(csr_matrix(x.astype(np.float32)), obs.set_index(obs.index.astype(str)))
+    assert adata.obs["perturbation"].value_counts().iloc[1:].max() < 10
+    model = fit(Additive, adata, covariates=False)
+    answer = model.predict_counterfactual(["A", "B+H"], indices=[0], output="normalized")
+    np.testing.assert_allclose(answer.X - x[0], [effect[0], effect[1] + effect[7]], atol=1e-3)
+
+
 def test_additive_carries_a_perturbation_to_another_context():
     adata = make(types=("x", "y", "z"))
     adata.obs.loc[(adata.obs["cell_type"] == "z") & (adata.obs["perturbation"] == "C"), "split"] = "test"

@@ -89,6 +89,9 @@ class Additive(BaselineModel):
     effect of the single perturbations. At another dosage than those seen, the effect of a token is interpolated, with none at
     dosage 0, and never extrapolated.
 
+    A combination of fewer than 10 training cells is summed as well, and a token that hardly any cell has alone gets the effect that
+    least squares over all conditions give it: in a screen of high multiplicity most cells are conditions of their own.
+
     Parameters
     ----------
     adata

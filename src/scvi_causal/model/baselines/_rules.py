@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.sparse import diags
+
+from scvi_causal.model.base._token_contrasts import FEWEST_CELLS
 
 from ._module import BaselineModule, Target, Weights
 from ._weights import (
@@ -40,28 +43,55 @@ class PerturbedMeanModule(BaselineModule):
 
 
 class AdditiveModule(BaselineModule):
-    """A training condition has its own effect; everything else is the sum of the effects of its tokens."""
+    """A training condition has its own effect, if cells enough tell it; everything else is the sum of the effects of its tokens."""
+
+    def fit(
+        self, table: EffectTable, token_features: np.ndarray | None, gene_of_token: np.ndarray
+    ) -> dict[str, Tensor]:
+        """How many cells each condition has."""
+        cells = np.bincount(table.row_condition, table.row_cells)
+        return {"condition_cells": torch.from_numpy(cells.astype(np.float32))}
 
     def weights(self, target: Target) -> Weights:
         """One-hot for a condition that was trained on, otherwise the sum over tokens."""
-        conditions = self._cache()["conditions"]
+        conditions, cells = self._cache()["conditions"], self.array("condition_cells")
         exact = self._find(target)
         weights = np.zeros(self._n_conditions())
-        if exact is not None:
+        if exact is not None and cells[exact] >= FEWEST_CELLS:
             weights[exact] = 1.0
             return Weights(weights)
-        n_tokens = np.diff(conditions.indptr)
-        single = np.flatnonzero(n_tokens == 1)
+        single = np.flatnonzero(np.diff(conditions.indptr) == 1)
         token_of = conditions.indices[conditions.indptr[single]]
         dosage_of = conditions.data[conditions.indptr[single]]
         for token, dosage in zip(target.index, target.dosage, strict=True):
             alike = single[token_of == token] if token >= 0 else single[:0]
-            if len(alike):
+            if cells[alike].sum() < FEWEST_CELLS and self._in_combinations(token):
+                weights += dosage * self._least_squares(token)
+            elif len(alike):
                 weights[alike] += interpolate_dosage(dosage, dosage_of[token_of == token])
             else:  # nothing is known about this token: the mean of the single perturbations
                 pool = single if len(single) else np.arange(len(weights))
                 weights[pool] += 1.0 / len(pool)
         return Weights(weights)
+
+    def _in_combinations(self, token: int) -> bool:
+        """Whether cells of combinations have the token."""
+        cache = self._cache()
+        if "in_combinations" not in cache:
+            conditions = cache["conditions"]
+            cache["in_combinations"] = np.unique(conditions[np.diff(conditions.indptr) > 1].indices)
+        return token in cache["in_combinations"]
+
+    def _least_squares(self, token: int) -> np.ndarray:
+        """(n_conditions,) weights of the conditions in the effect of a token, all conditions being sums over tokens."""
+        cache = self._cache()
+        if "gram" not in cache:
+            weighted = diags(self.array("condition_cells")) @ cache["conditions"]
+            gram = (cache["conditions"].T @ weighted).toarray()
+            cache["weighted"] = weighted.tocsr()
+            # tokens that no condition tells apart share their effect
+            cache["gram"] = np.linalg.inv(gram + 1e-6 * gram.max() * np.eye(len(gram)))
+        return cache["weighted"] @ cache["gram"][:, token]
 
     def _find(self, target: Target) -> int | None:
         """The training condition with exactly these tokens and dosages."""

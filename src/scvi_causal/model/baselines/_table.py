@@ -38,6 +38,8 @@ class EffectTable:
         (n_rows, n_genes) mean of the perturbed cells minus mean of the controls of the stratum.
     perturbed_variance
         (n_rows, n_genes) sampling variance of the mean of the perturbed cells.
+    row_cells
+        (n_rows,) number of these.
     strata
         (n_strata,) codes of the strata, ascending; see :func:`stratum_codes`.
     control_mean, control_variance
@@ -49,6 +51,7 @@ class EffectTable:
     row_stratum: np.ndarray
     effect: np.ndarray
     perturbed_variance: np.ndarray
+    row_cells: np.ndarray
     strata: np.ndarray
     control_mean: np.ndarray
     control_variance: np.ndarray
@@ -101,6 +104,7 @@ def effect_table(adata_manager: AnnDataManager, rows: np.ndarray, n_genes: int, 
         row_stratum=row_stratum,
         effect=(moments.mean[n_control_groups:] - mean[row_stratum]).astype(np.float32),
         perturbed_variance=(spread / n).astype(np.float32),
+        row_cells=moments.n_cells[n_control_groups:],
         strata=strata,
         control_mean=mean.astype(np.float32),
         control_variance=variance.astype(np.float32),
