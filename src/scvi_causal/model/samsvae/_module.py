@@ -75,7 +75,8 @@ class SAMSVAEModule(CausalModule):
         if options.mechanism != "one-hot":
             self.mechanisms = self.make_mechanisms()
         n_seen = self.n_condition if options.posterior == "network" else 0
-        self.encoder = GaussianEncoder(n_genes + n_seen + self.n_covariates, n_latent, n_hidden, n_layers)
+        n_input, n_encoder_hidden = n_genes + n_seen + self.n_covariates, options.n_encoder_hidden or n_hidden
+        self.encoder = GaussianEncoder(n_input, n_latent, n_encoder_hidden, n_layers)
         self.decoder = self.make_decoder(n_hidden, n_layers, has_size_factor)
         self.log_dispersion = nn.Parameter(torch.zeros(n_genes))
         # filled before training
@@ -121,7 +122,7 @@ class SAMSVAEModule(CausalModule):
     @property
     def n_condition(self) -> int:
         """Width of what stands for the condition of a cell."""
-        return self.n_tokens if self.mechanisms is None else self.n_latent
+        return self.n_tokens if self.mechanisms is None else self.n_shift
 
     @property
     def concatenates(self) -> bool:

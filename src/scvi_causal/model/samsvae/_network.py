@@ -91,6 +91,12 @@ class CountDecoder(nn.Module):
         if n_covariates:
             nn.init.zeros_(self.covariates.weight)
 
+    def blocks(self, u: Tensor, covariates: Tensor | None) -> Tensor:
+        """(..., n_output) what the blocks say."""
+        if self.n_covariates:
+            u = torch.cat([u, covariates.expand(*u.shape[:-1], -1)], -1)
+        return self.output(self.hidden(u))
+
     def forward(self, u: Tensor, covariates: Tensor | None = None, remainder: Tensor | None = None) -> Tensor:
         """(..., n_genes) log shares of genes in the library.
 
@@ -103,10 +109,7 @@ class CountDecoder(nn.Module):
         remainder
             (..., n_genes) added to the log shares before these are made to add up to 1.
         """
-        inputs = u
-        if self.n_covariates:
-            inputs = torch.cat([u, covariates.expand(*u.shape[:-1], -1)], -1)
-        raw = self.output(self.hidden(inputs))
+        raw = self.blocks(u, covariates)
         if self.loadings is not None:
             raw = raw + self.loadings(u)
         if self.n_covariates:

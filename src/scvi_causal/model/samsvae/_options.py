@@ -35,6 +35,8 @@ class ModuleOptions:
     n_guide_layers: int = 4
     extra_decoder_layers: int = 0
     """Blocks of the decoder beyond ``n_layers``."""
+    n_encoder_hidden: int | None = None
+    """Width of the encoder, where it is not that of the decoder."""
     n_particles: int = 1
     shared_draws: bool = False
     analytic_kl: bool = True
