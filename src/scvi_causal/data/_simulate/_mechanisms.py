@@ -64,6 +64,7 @@ def simulate_mechanisms(
     library_sd: float = 0.3,
     dispersion: float = 10.0,
     failed: float = 0.0,
+    failed_spread: float = 0.0,
     artifact_sd: float = 0.6,
     seed: int = 0,
 ) -> MechanismSimulation:
@@ -94,8 +95,11 @@ def simulate_mechanisms(
         Median of the library, and standard deviation of its log.
     dispersion
         Inverse dispersion of the counts.
-    failed, artifact_sd
-        Share of the cells with the artifact, and the standard deviation over genes of what it does to log expression.
+    failed, failed_spread
+        Share of the cells with the artifact; and the standard deviation over tokens of its log odds, where perturbations make cells fail
+        more or less often than controls do.
+    artifact_sd
+        Standard deviation over genes of what the artifact does to log expression.
     seed
         Seed of all that is random.
 
@@ -129,7 +133,9 @@ def simulate_mechanisms(
         dosage[row, members] = 1.0
     condition = np.repeat(np.arange(len(conditions)), n_cells)
     state = rng.normal(size=(len(condition), n_latent)) + dosage[condition] @ shifts
-    is_failed = rng.random(len(condition)) < failed
+    odds = dosage @ (failed_spread * np.random.default_rng([seed, 48]).normal(size=n_tokens))
+    share_failed = failed * np.exp(odds) / (1.0 - failed + failed * np.exp(odds))
+    is_failed = rng.random(len(condition)) < share_failed[condition]
     log_rate = log_shares + state @ loadings + np.outer(is_failed, artifact)
     share = np.exp(log_rate - log_rate.max(1, keepdims=True))
     library = rng.lognormal(np.log(library_size), library_sd, len(condition))

@@ -1,4 +1,4 @@
-"""What artifacts do to expression."""
+"""What artifacts do to expression, and cells that are generated with or without them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,63 @@ from scvi_causal._constants import CAUSAL_KEYS, NORMALIZED_TOTAL
 from scvi_causal._docs import docs
 from scvi_causal.data import canonical_labels
 from scvi_causal.model.base._request import resolve_seed
+from scvi_causal.model.samsvae._generation import generate
 from scvi_causal.model.samsvae._measures import expected_expression
 from scvi_causal.model.samsvae._options import check_choice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
+
+    from anndata import AnnData
 
 
 class ArtifactMeasuresMixin:
-    """``get_artifact_effects``."""
+    """``get_artifact_effects`` and ``sample_cells``."""
+
+    @docs.dedent
+    def sample_cells(
+        self,
+        perturbations: str | Sequence[str] | None = None,
+        n_cells: int = 100,
+        *,
+        quality: str | None = None,
+        library: float | None = None,
+        covariates: dict[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> AnnData:
+        """Generate cells of a quality, by default cells that pass.
+
+        Parameters
+        ----------
+        perturbations
+            Labels; by default all conditions of the training cells.
+        n_cells
+            Number of cells of each.
+        quality
+            Quality class; ``None`` is that of cells that pass. Libraries and covariates come from training cells of this class.
+        library
+            Counts of every cell, instead of those of training cells.
+        %(param_covariates)s
+        %(param_seed)s
+
+        Returns
+        -------
+        As of :meth:`SAMSVAE.sample_cells`, with the quality in ``obs``.
+
+        Raises
+        ------
+        ValueError
+            If a perturbation or a quality cannot be predicted, or the model was loaded without its training data.
+        """
+        adata = self._generation_data()
+        quality = self._quality_classes[0] if quality is None else str(quality)
+        code = self._quality_code(quality)
+        rows = self._generation_rows(adata)
+        of_cells = np.asarray(self.get_from_registry(adata, CAUSAL_KEYS.QUALITY)).ravel()[rows]
+        rows = rows[of_cells == code] if (of_cells == code).any() else rows
+        covariates = {**(covariates or {}), self._quality_key: quality}
+        return generate(self, adata, rows, perturbations, n_cells, library, covariates, seed)
 
     @docs.dedent
     @torch.inference_mode()

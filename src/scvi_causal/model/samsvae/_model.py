@@ -12,6 +12,7 @@ from scvi_causal._constants import CAUSAL_KEYS
 from scvi_causal.model.base import CausalModel
 from scvi_causal.model.samsvae._calibrate import TrainingEffects, calibrate_sizes
 from scvi_causal.model.samsvae._fit import fit_before_training, fit_feature_map
+from scvi_causal.model.samsvae._generation import GenerationMixin
 from scvi_causal.model.samsvae._measures import MeasuresMixin
 from scvi_causal.model.samsvae._module import SAMSVAEModule
 from scvi_causal.model.samsvae._options import (
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from scvi_causal.nn import MaskGradient
 
 
-class SAMSVAE(MeasuresMixin, CausalModel):
+class SAMSVAE(MeasuresMixin, GenerationMixin, CausalModel):
     """Sparse additive mechanism shift VAE :cite:p:`Bereket2023SAMSVAE`.
 
     A VAE of all cells. The latent state of a cell is a basal state plus what its perturbations add: for each token an embedding times a

@@ -1,0 +1,175 @@
+"""Planted artifacts: what CRADLE-VAE takes off, and what is left of the effects, beside its ablations.
+
+    python benchmarks/cradlevae_artifacts.py
+
+Screens of ``simulate_mechanisms``: 20 tokens on 6 latent dimensions, 60 cells each, 400 controls, 100 genes. Cells fail at random, or far
+more often under some perturbations than under others. A third of the cells of each condition is held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import pandas as pd
+import scvi
+from _common import QUIET, RESULTS, say, write_page
+
+from scvi_causal import CRADLEVAE, SAMSVAE, metrics
+from scvi_causal.data import simulate_mechanisms
+
+WORLDS = {
+    "30 % fail": {"failed": 0.3},
+    "30 % fail, confounded": {"failed": 0.3, "failed_spread": 2.0},
+    "8 % fail, confounded": {"failed": 0.08, "failed_spread": 2.0},
+}
+SIZES = {"n_latent": 20}
+PAPER = SIZES | {"preset": "paper", "n_hidden": 128, "n_guide_hidden": 100}
+# name: how quality is used, options
+CASES = {
+    "default": ("artifact", SIZES),
+    "artifact_loss='none'": ("artifact", SIZES | {"artifact_loss": "none"}),
+    "artifact_loss='intended'": ("artifact", SIZES | {"artifact_loss": "intended"}),
+    "artifact_loss='matched'": ("artifact", SIZES | {"artifact_loss": "matched"}),
+    "artifact_loss='published'": ("artifact", SIZES | {"artifact_loss": "published"}),
+    "quality_weights='none'": ("artifact", SIZES | {"quality_weights": "none"}),
+    "quality_weights='balanced'": ("artifact", SIZES | {"quality_weights": "balanced"}),
+    "quality_weights='published'": ("artifact", SIZES | {"quality_weights": "published"}),
+    "artifact='concat'": ("artifact", SIZES | {"artifact": "concat"}),
+    "paper, reduced": ("artifact", PAPER),
+    "SAMSVAE, all cells": ("nothing", SIZES),
+    "SAMSVAE, passing cells": ("passing", SIZES),
+    "SAMSVAE, quality a covariate": ("covariate", SIZES),
+}
+STEPS = 1000
+
+
+def log_normalize(x) -> np.ndarray:
+    """(cells, genes) log1p of counts per 10,000."""
+    return np.log1p(1e4 * x / x.sum(1, keepdims=True))
+
+
+def draw_truth(simulation, shift, n, rng) -> np.ndarray:
+    """(n, genes) log1p of fresh cells without the artifact."""
+    state = rng.normal(size=(n, simulation.shifts.shape[1])) + shift
+    rate = np.exp(simulation.log_shares + state @ simulation.loadings)
+    library = rng.lognormal(np.log(2000.0), 0.3, (n, 1))
+    mean = rate / rate.sum(1, keepdims=True) * library
+    return log_normalize(rng.poisson(mean * rng.gamma(10.0, 0.1, mean.shape)))
+
+
+def fit(adata, how: str, options: dict, seed: int):
+    """A trained model."""
+    scvi.settings.seed = seed
+    cls, setup = (CRADLEVAE, {}) if how == "artifact" else (SAMSVAE, {})
+    if how == "covariate":
+        setup = {"categorical_covariate_keys": ["quality"]}
+    cls.setup_anndata(adata, **setup)
+    model = cls(adata, **options)
+    n_batches = int(np.ceil((adata.obs["split"] == "train").sum() / 512))
+    model.train(max_epochs=max(1, STEPS // n_batches), split_key="split", accelerator="cpu", **QUIET)
+    return model
+
+
+def edited(model, how: str, rows: np.ndarray, x: np.ndarray) -> np.ndarray | None:
+    """(cells, genes) drawn log1p of failed cells as they would be without the artifact."""
+    kwargs = {"indices": rows, "sample": True, "output": "log1p", "key_added": None, "seed": 0}
+    if how == "artifact":
+        return np.asarray(model.predict_counterfactual(quality="pass", **kwargs).X)
+    if how == "covariate":
+        own = model.adata.obs["perturbation"].astype(str).to_numpy(dtype=object)[rows]
+        return np.asarray(model.predict_counterfactual(own, covariates={"quality": "pass"}, **kwargs).X)
+    return None
+
+
+def energy(adata, cells: np.ndarray, rows: np.ndarray, simulation, truth: dict) -> float:
+    """Mean over conditions of the energy distance between cells and fresh ones of the same condition without the artifact."""
+    labels = adata.obs["perturbation"].astype(str).to_numpy()[rows]
+    found = [metrics.energy_distance(cells[labels == t], truth[t]) for t in truth if (labels == t).sum() >= 5]
+    return float(np.mean(found))
+
+
+def one(name: str, world: str, seed: int) -> dict:
+    """One model on one screen."""
+    how, options = CASES[name]
+    simulation = simulate_mechanisms(20, 6, 100, 60, 400, seed=seed, **WORLDS[world])
+    adata, tokens = simulation.adata, simulation.masks.index.tolist()
+    adata.obs["quality"] = np.where(adata.obs["failed"], "fail", "pass")
+    rng = np.random.default_rng(seed)
+    held = rng.random(adata.n_obs) < 1 / 3
+    adata.obs["split"] = np.where(held, "test", "train")
+    failed = adata.obs["failed"].to_numpy()
+    if how == "passing":
+        adata.obs.loc[failed, "split"] = "test"
+    truth = {t: draw_truth(simulation, simulation.shifts.loc[t].to_numpy(), 300, rng) for t in tokens}
+    truth["control"] = draw_truth(simulation, 0.0, 300, rng)
+    means = {t: draw_truth(simulation, simulation.shifts.loc[t].to_numpy(), 4000, rng).mean(0) for t in tokens}
+    control = draw_truth(simulation, 0.0, 4000, rng).mean(0)
+    started = time.process_time()
+    model = fit(adata, how, options, seed)
+    row = {"world": world, "model": name, "seed": seed, "CPU-seconds": time.process_time() - started}
+    x = log_normalize(adata.X.toarray())
+    rows = np.flatnonzero(held & failed)
+    row["before"] = energy(adata, x[rows], rows, simulation, truth)
+    passing = np.flatnonzero(held & ~failed)
+    row["passing"] = energy(adata, x[passing], passing, simulation, truth)
+    after = edited(model, how, rows, x)
+    if after is not None:
+        row["after"] = energy(adata, after, rows, simulation, truth)
+        true_artifact = simulation.artifact - simulation.artifact.mean()
+        change = (x[rows] - after).mean(0)
+        row["artifact"] = np.corrcoef(change, true_artifact)[0, 1]
+    sources = np.flatnonzero((adata.obs["perturbation"] == "control").to_numpy() & ~held & ~failed)
+    extra = {"covariates": {"quality": "pass"}} if how == "covariate" else {}
+    drawn = model.predict_counterfactual(tokens, indices=sources, sample=True, output="log1p", seed=0, **extra).X
+    drawn = drawn.reshape(len(tokens), len(sources), -1).mean(1) - x[sources].mean(0)
+    true = np.array([means[t] - control for t in tokens])
+    row["effects"] = np.mean([np.corrcoef(d, t)[0, 1] for d, t in zip(drawn, true, strict=True)])
+    row["mse"] = float(((drawn - true) ** 2).sum() / (true**2).sum())
+    labels = adata.obs["perturbation"].astype(str).to_numpy()
+    for kind, use in (("mean of all", ~held), ("mean of passing", ~held & ~failed)):
+        base = x[use & (labels == "control")].mean(0)
+        simple = np.array(
+            [x[use & (labels == t)].mean(0) - base if (use & (labels == t)).any() else 0 * base for t in tokens]
+        )
+        row[f"mse, {kind}"] = float(((simple - true) ** 2).sum() / (true**2).sum())
+    if options.get("preset") != "paper":
+        row["F1"] = simulation.score_masks(model.get_perturbation_masks(tokens) > 0.5)["f1"]
+    else:
+        row["F1"] = simulation.score_masks(model.get_perturbation_masks(tokens) > 0.5)["f1"]
+    if how == "artifact":
+        row["embedding bias"] = float("nan")
+    z = model.get_latent_representation()
+    test = held
+    row["fail from z"] = auc(z[test], failed[test], z[~test], failed[~test])
+    return row
+
+
+def auc(test, label, train, train_label) -> float:
+    """Area under the curve of a linear classifier of quality from basal states."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(label, LogisticRegression(max_iter=500).fit(train, train_label).decision_function(test)))
+
+
+def main() -> None:
+    """All models on all screens; a page after each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="*", default=list(CASES))
+    parser.add_argument("--worlds", nargs="*", default=list(WORLDS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", default=None)
+    options, rows = parser.parse_args(), []
+    for world in options.worlds:
+        for name in options.cases:
+            for seed in options.seeds:
+                rows.append(one(name, world, seed))
+                say(", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()))
+                if options.out:
+                    pd.DataFrame(rows).to_csv(options.out, index=False)
+
+
+if __name__ == "__main__":
+    main()
