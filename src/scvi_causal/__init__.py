@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .model import (
         CRADLEVAE,
         GIM,
+        GPOVAE,
         SAMSVAE,
         SCCVAE,
         VCI,
@@ -32,6 +33,7 @@ _NAMESPACES = ("benchmark", "data", "datasets", "effects", "metrics", "model", "
 _FROM_MODEL = (
     "CRADLEVAE",
     "GIM",
+    "GPOVAE",
     "SAMSVAE",
     "SCCVAE",
     "VCI",
@@ -47,6 +49,7 @@ _FROM_MODEL = (
 __all__ = [
     "CRADLEVAE",
     "GIM",
+    "GPOVAE",
     "SAMSVAE",
     "SCCVAE",
     "VCI",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .baselines import Additive, ControlMean, LinearEffect, NearestPerturbation, PerturbedMean
     from .cradlevae import CRADLEVAE
     from .gim import GIM
+    from .gpovae import GPOVAE
     from .samsvae import SAMSVAE
     from .sccvae import SCCVAE
     from .vci import VCI, GraphVCI, refine_grn
@@ -25,6 +26,7 @@ _HOME = {
     "PerturbedMean": "baselines",
     "CRADLEVAE": "cradlevae",
     "GIM": "gim",
+    "GPOVAE": "gpovae",
     "SAMSVAE": "samsvae",
     "SCCVAE": "sccvae",
     "VCI": "vci",
@@ -35,6 +37,7 @@ _HOME = {
 __all__ = [
     "CRADLEVAE",
     "GIM",
+    "GPOVAE",
     "SAMSVAE",
     "SCCVAE",
     "VCI",

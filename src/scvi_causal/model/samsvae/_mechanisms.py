@@ -157,8 +157,8 @@ class Mechanisms(nn.Module):
         ).sum(-1)
 
     def scale_embeddings(self, factor: Tensor) -> None:
-        """Multiply the shifts of tokens by (n_tokens,) factors, from now on and in all predictions."""
-        self.size *= factor.to(self.size)
+        """Multiply the shifts of the first n tokens by (n,) factors, from now on and in all predictions."""
+        self.size[: len(factor)] *= factor.to(self.size)
 
     def probability(self, tokens: Tensor) -> Tensor:
         """(n, n_latent) probability that the mask of each token is on; 1 without masks."""
