@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from scipy.sparse import csr_matrix
 
 from scvi_causal import VCI
 from scvi_causal.dataloaders import get_control_mask, get_strata
@@ -95,3 +98,25 @@ def test_a_split_without_perturbed_cells_is_explained(screen):
     controls = np.flatnonzero((screen.obs["perturbation"] == "control").to_numpy())
     with pytest.raises(ValueError, match="no counterfactual treatment"):
         make_table(screen, controls, include_control=False)
+
+
+def test_combinations_of_few_cells_have_the_effects_of_their_tokens():
+    """Cells that are conditions of their own would be their own means; no cell here has one token only."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["control", "A+B", "A+C", "B+C", "A+B+C"], [60, 9, 9, 9, 9])
+    carried = np.array([[token in label.split("+") for token in "ABC"] for label in labels])
+    x = rng.poisson(20.0 * np.exp(carried @ rng.normal(0.0, 0.5, (3, 30))))
+    obs = pd.DataFrame({"perturbation": labels}, [f"c{i}" for i in range(len(x))])
+    adata = ad.AnnData(csr_matrix(x.astype(np.float32)), obs)
+    VCI.setup_anndata(adata)
+    manager = VCI(adata, n_latent=2, n_hidden=4).adata_manager
+    means = {}
+    for shrink in (False, True):
+        table = build_table(manager, np.arange(len(x)), 30, "log1p", "any", True, shrink=shrink)
+        named = zip(table.dosage.int().tolist(), table.group[0], strict=True)
+        means[shrink] = {"".join(t for t, d in zip("ABC", row, strict=True) if d): table.mean[g] for row, g in named}
+    found = {name: mean - means[True][""] for name, mean in means[True].items()}
+    np.testing.assert_allclose(found["ABC"], (found["AB"] + found["AC"] + found["BC"]) / 2, atol=1e-4)
+    raw = {name: mean - means[False][""] for name, mean in means[False].items()}
+    assert (raw["ABC"] - (raw["AB"] + raw["AC"] + raw["BC"]) / 2).norm() > 0.3
+    assert (found["ABC"] - raw["ABC"]).norm() < 0.5 * raw["ABC"].norm()

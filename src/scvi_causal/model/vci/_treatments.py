@@ -216,21 +216,28 @@ def _shrunken_means(
 ) -> np.ndarray:
     """(n_groups, n_genes) means in which each treatment differs from the control of its stratum by the shrunken effect.
 
-    Effects are those of a context (categorical covariates), which the batches of it share.
+    Effects are those of a context (categorical covariates), which the batches of it share. A combination too rare for an effect of its own
+    has the sum of those of its tokens.
     """
     found = condition_effects(manager, rows, mean.shape[1], scale == "log1p", of_logs=scale == "log1p")
     effect = shrink_effects(found.effect, found.noise, found.dosage, found.context, target_gene).effect
     control = int(np.flatnonzero((table == 0).all(1))[0])
-    place = {row.tobytes(): i for i, row in enumerate(table)}
-    where = {
-        (int(c), place[row.tobytes()]): i for i, (c, row) in enumerate(zip(found.context, found.dosage, strict=True))
+    of_condition = {
+        (int(c), _carried(row)): change for c, row, change in zip(found.context, found.dosage, effect, strict=True)
     }
     _, context = np.unique(contexts, return_inverse=True)
     context_of_stratum = np.zeros(len(group), dtype=np.int64)
     context_of_stratum[stratum] = context
     shrunken = mean.copy()
     for s, t in zip(*np.nonzero(group >= 0), strict=True):
-        row = where.get((int(context_of_stratum[s]), int(t)))
-        if t != control and row is not None and group[s, control] >= 0:
-            shrunken[group[s, t]] = mean[group[s, control]] + effect[row]
+        where, carried = int(context_of_stratum[s]), _carried(table[t])
+        parts = [carried] if (where, carried) in of_condition else [(pair,) for pair in carried]
+        known = [of_condition.get((where, part)) for part in parts]
+        if t != control and group[s, control] >= 0 and all(change is not None for change in known):
+            shrunken[group[s, t]] = mean[group[s, control]] + sum(known)
     return shrunken
+
+
+def _carried(dosage: np.ndarray) -> tuple[tuple[int, float], ...]:
+    """Tokens of a condition, each with its dosage."""
+    return tuple((int(token), float(dosage[token])) for token in np.flatnonzero(dosage))
