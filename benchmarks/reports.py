@@ -1,10 +1,11 @@
-"""The reports of docs/benchmarks: every model of the package on four screens, with the simple baselines and the noise ceiling.
+"""The reports of docs/benchmarks: every model of the package on five screens, with the simple baselines and the noise ceiling.
 
     python benchmarks/reports.py papalexi            # unseen knock-outs
     python benchmarks/reports.py papalexi_seen       # held-out cells of seen knock-outs
     python benchmarks/reports.py kang                # a cell type left out
     python benchmarks/reports.py mcfaline            # a knock-down in a line where it was never seen
     python benchmarks/reports.py norman              # unseen combinations
+    python benchmarks/reports.py gasperini           # held-out cells with one or several guides
 
 The same as ``scvi-causal benchmark FILE --task ...``, with the features of unseen perturbations put into the AnnData. What is
 done stays in ``benchmarks/runs/<screen>``: a run that was stopped goes on, and ``peers/run.py`` adds foreign models to it.
@@ -16,11 +17,13 @@ import argparse
 import sys
 
 from _common import ROOT, say
-from _screens import BASELINES, SETTINGS, SIZE_FACTOR, graph_vci, load_screen
+from _screens import BASELINES, SETTINGS, SIZE_FACTOR, cradle_vae, gpo_vae, graph_vci, load_screen
 
 from scvi_causal import benchmark
 
-MODELS = ["SCCVAE", "SAMSVAE", "GIM", "VCI", "GraphVCI"]
+MODELS = ["SCCVAE", "SAMSVAE", "CRADLEVAE", "GPOVAE", "GIM", "VCI", "GraphVCI"]
+# what a screen does not have, and the model needs
+WITH_MORE = {"GraphVCI": graph_vci, "CRADLEVAE": cradle_vae, "GPOVAE": gpo_vae}
 
 
 def main() -> None:
@@ -31,7 +34,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
     name = options.screen
-    models = {model: graph_vci(name) if model == "GraphVCI" else model for model in [*options.models, *BASELINES[name]]}
+    named = [*options.models, *BASELINES[name]]
+    models = {model: WITH_MORE[model](name) if model in WITH_MORE else model for model in named}
     result = benchmark.run(
         load_screen(name),
         models=models,
