@@ -14,6 +14,7 @@ from scipy.sparse import csc_matrix
 from scipy.special import expit, logit
 
 _N_PRIOR_STEPS = 60
+_N_PRIOR_ROUNDS = 4
 _N_SWEEPS = 60
 _TOLERANCE = 1e-4
 _PRIOR_LIMITS = (0.005, 0.5)  # of the probability of an edge
@@ -100,11 +101,14 @@ def learn_prior(
         if learn_scale:
             scale = max(float(np.sqrt((p @ square) / max(p.sum(), 1e-12))), _SMALLEST_SLAB)
         if probability is None:
-            # one pair more in each group, with the share of all: a network of few pairs has not much to say
-            of_all = p.mean()
-            share = (np.bincount(code, p, n_groups) + of_all) / (np.bincount(code, minlength=n_groups) + 1.0)
-            share = np.clip(share, *_PRIOR_LIMITS)
+            share = _shares(p, code, n_groups)
     return EdgePrior(share[group], scale)
+
+
+def _shares(p: np.ndarray, code: np.ndarray, n_groups: int) -> np.ndarray:
+    """(n_groups,) mean probability; one pair more in each group, with that of all: a network of few pairs has not much to say."""
+    total = np.bincount(code, p, n_groups) + p.mean()
+    return np.clip(total / (np.bincount(code, minlength=n_groups) + 1.0), *_PRIOR_LIMITS)
 
 
 def own_effects(effect: np.ndarray, variance: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -144,6 +148,37 @@ def mediated_shares(effect: np.ndarray, variance: np.ndarray, prior: EdgePrior, 
     share[:, mediator] = np.clip(moved, -1.0, 1.0)
     share[np.diag_indices(len(share))] = 1.0
     return share
+
+
+def learn_direct_effects(
+    effect: np.ndarray,
+    variance: np.ndarray,
+    candidates: np.ndarray,
+    shares: np.ndarray,
+    prior: EdgePrior,
+    known: np.ndarray | None = None,
+    probability: float | None = None,
+) -> tuple[EdgePosterior, EdgePrior]:
+    """:func:`direct_effects`, whose prior probability is learned too: there are fewer direct effects than effects.
+
+    Parameters
+    ----------
+    effect, variance, candidates, known, probability
+        As for :func:`learn_prior`.
+    shares
+        As for :func:`direct_effects`.
+    prior
+        Where to start.
+    """
+    found = direct_effects(effect, variance, prior, shares, candidates)
+    if probability is not None or not candidates.any():
+        return found, prior
+    group = np.zeros(effect.shape, dtype=np.int64) if known is None else known.astype(np.int64)
+    for _ in range(_N_PRIOR_ROUNDS):
+        share = _shares(expit(found.logits)[candidates], group[candidates], int(group.max()) + 1)
+        prior = EdgePrior(share[group], prior.scale)
+        found = direct_effects(effect, variance, prior, shares, candidates)
+    return found, prior
 
 
 def direct_effects(

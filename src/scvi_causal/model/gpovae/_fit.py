@@ -13,7 +13,7 @@ from scvi_causal.model.base._group_moments import iterate_expression
 from scvi_causal.model.gpovae._effects import TokenEffects, token_effects
 from scvi_causal.model.gpovae._evidence import (
     EdgePrior,
-    direct_effects,
+    learn_direct_effects,
     learn_prior,
     log_odds,
     mediated_shares,
@@ -87,19 +87,14 @@ def start_at_evidence(module: GPOVAEModule, effects: TokenEffects, nodes: Nodes,
     variance = np.where(measured, effects.variance[:, nodes.gene], np.inf)
     is_own = np.eye(*effect.shape, dtype=bool)
     candidates = ~is_own & np.isfinite(variance)
-    prior = learn_prior(
-        effect,
-        variance,
-        candidates,
-        known,
-        None if options.learn_probability else options.mask_prior,
-        None if options.learn_scale else options.embedding_prior_scale,
-    )
+    probability = None if options.learn_probability else options.mask_prior
+    scale = None if options.learn_scale else options.embedding_prior_scale
+    prior = learn_prior(effect, variance, candidates, known, probability, scale)
     own = np.where(measured[: nodes.n_tokens] & effects.seen, np.arange(nodes.n_tokens), -1)
     shares = np.eye(nodes.n_tokens)
     if options.indirect == "mediated":
         shares = mediated_shares(effect, variance, prior, own)
-    found = direct_effects(effect, variance, prior, shares, candidates)
+    found, prior = learn_direct_effects(effect, variance, candidates, shares, prior, known, probability)
     at_own = np.where(own >= 0, effect.diagonal(), float(module.n_measured < module.n_genes)) * effects.seen
     location = np.where(candidates, found.mean, 0.0)
     location[is_own] = at_own
