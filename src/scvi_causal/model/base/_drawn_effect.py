@@ -48,18 +48,29 @@ def drawn_effect(
 def drawn_effect_and_slope(
     model: CausalModel, reader: SourceReader, cells: np.ndarray, dosage: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""As :func:`drawn_effect`, and by how much the mean log1p expression rises with the log of the expected counts.
-
-    Of a model that draws counts. With :math:`f(x) = \ln(1 + k x)` the slope is :math:`E[x\,(f(x) - f(x - 1))]`, exactly so for
-    counts that are Poisson given a frailty.
-    """
+    """As :func:`drawn_effect`, and by how much the mean log1p expression rises with the log of the expected counts; of a model of counts."""
     tensors = reader.read(cells)
     library = library_of(model, tensors)
     counts = _draw(model, tensors, dosage, seed)
-    drawn = to_log1p(counts, "counts", library)
-    slope = counts * (drawn - torch.log1p((counts - 1.0).clamp_min(0.0) * (NORMALIZED_TOTAL / library)))
-    effect = drawn - to_log1p(tensors[REGISTRY_KEYS.X_KEY], "counts", library)
+    effect = to_log1p(counts, "counts", library) - to_log1p(tensors[REGISTRY_KEYS.X_KEY], "counts", library)
+    slope = log1p_slope(counts, NORMALIZED_TOTAL / library)
     return effect.mean(0).double().cpu().numpy(), slope.mean(0).double().cpu().numpy()
+
+
+def log1p_slope(counts: Tensor, per_count: Tensor) -> Tensor:
+    r"""Numbers whose mean is the slope of the mean of :math:`f(x) = \ln(1 + k x)` in the log of the expected counts.
+
+    For counts that are Poisson given a frailty, :math:`\partial E[f(x)] / \partial \ln \mu = E[x\,(f(x) - f(x - 1))]`.
+
+    Parameters
+    ----------
+    counts
+        (cells, genes) x.
+    per_count
+        (cells, 1) k.
+    """
+    before = torch.log1p(per_count * (counts - 1.0).clamp_min(0.0))
+    return counts * (torch.log1p(per_count * counts) - before)
 
 
 def _draw(model: CausalModel, tensors: dict[str, Tensor], dosage: np.ndarray, seed: int) -> Tensor:

@@ -38,25 +38,28 @@ class TrainingEffects:
     ----------
     found
         Changes of the mean log1p expression of conditions in contexts.
-    aim
-        The same, less what noise explains.
+    shrunken
+        The same, less what noise explains; what tokens do to the genes that they are named after is judged apart.
     """
 
     def __init__(self, model: SAMSVAE, rows: np.ndarray):
         manager = model.adata_manager
         self.found = condition_effects(manager, rows, model.module.n_genes, log_normalize=True, of_logs=True)
-        self.shrunken = self.shrink(self.found.effect)
-        self.aim = self.shrunken.effect
+        column = {gene: i for i, gene in enumerate(model._var_names())}
+        target = np.array([column.get(token, -1) for token in model._vocabulary.tokens], dtype=np.int64)
+        found = self.found
+        self.shrunken = shrink_effects(found.effect, found.noise, found.dosage, found.context, target)
         is_control = get_control_mask(manager)[rows]
         self._controls = rows[is_control]
         self._context = np.unique(get_strata(manager, with_batch=False)[rows], return_inverse=True)[1][is_control]
         self._model, self._reader = model, SourceReader(model, model.adata)
         self._rng = np.random.default_rng([settings.seed or 0, 5])
-        self._n_cells = int(np.clip(_ALL_CELLS // len(self.aim), _FEWEST_CELLS, _MOST_CELLS))
+        self._n_cells = int(np.clip(_ALL_CELLS // len(found.effect), _FEWEST_CELLS, _MOST_CELLS))
 
-    def shrink(self, effect: np.ndarray):
-        """Shrunken effects."""
-        return shrink_effects(effect, self.found.noise, self.found.dosage, self.found.context)
+    @property
+    def aim(self) -> np.ndarray:
+        """(n_rows, n_genes) effects that drawn cells should have."""
+        return self.shrunken.effect
 
     def draw(self) -> tuple[np.ndarray, np.ndarray]:
         """(n_rows, n_genes) effects in drawn cells, and how they rise with log shares; other cells at each call."""

@@ -9,6 +9,7 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
+from scvi_causal.model.base._shrinkage import pooling
 from scvi_causal.model.samsvae._mechanisms import noise_of_token
 
 if TYPE_CHECKING:
@@ -16,15 +17,14 @@ if TYPE_CHECKING:
     from scvi_causal.model.samsvae._model import SAMSVAE
 
 _N_ROUNDS = 3
-_PRIOR_VARIANCE = 1.0  # of log shares: for genes that too few counts speak for
+_PRIOR_VARIANCE = 1.0  # of remainders: for genes of which too few counts speak
 _LARGEST_STEP = 1.0  # of a log share in a round
 _N_STEPS = 30  # of conjugate gradients: one where tokens do not share conditions
 _OTHER_THAN_MECHANISMS = 0x5DEECE66D  # their draws use the seed as it is
-MODE = "aim"
 
 
 class Remainder(nn.Module):
-    r"""Shifts of the log shares of genes, :math:`\sum_t d_t r_t`, beside those of the latent state.
+    r"""Shifts of the log shares of genes, :math:`\sum_t d_t r_t` with :math:`r_{tg} \sim N(0, \tau^2)`, beside those of the latent state.
 
     Parameters
     ----------
@@ -51,7 +51,9 @@ class Remainder(nn.Module):
             noise = [
                 noise_of_token(int(token), seed ^ _OTHER_THAN_MECHANISMS, value.shape[1])[1] for token in used.tolist()
             ]
-            value = value + self.scale[used] * torch.stack(noise).to(value)
+            scale = self.scale[used]
+            # the expected share is that of the expected remainder
+            value = value + scale * torch.stack(noise).to(value) - 0.5 * scale.square()
         return dosage[:, used] @ value
 
     def clear(self) -> None:
@@ -64,13 +66,14 @@ class Remainder(nn.Module):
 def fit_remainder(model: SAMSVAE, observed: TrainingEffects) -> None:
     r"""Fill the remainders of the tokens from what drawn cells lack of the effects of the training conditions.
 
-    With the effect y of a condition (change of the mean log1p expression) less what noise explains, the drawn effect p, and
-    the slope s of the latter in log shares, rounds of
+    With the effect y of a condition (change of the mean log1p expression, less what noise explains), the effect p in drawn cells, and
+    the slope s of that in the log shares of genes, rounds of
 
     .. math::
-        \min_\Delta \sum_{r,g} \frac{(y_{rg} - p_{rg} - s_{rg} \sum_t d_{rt} \Delta_{tg})^2}{v_{rg}} + \sum_{t,g} (r_{tg} + \Delta_{tg})^2
+        \min_\Delta \sum_{r,g} \frac{(y_{rg} - p_{rg} - s_{rg} \sum_t d_{rt} \Delta_{tg})^2}{v_{rg}}
+        + \sum_{t,g} \frac{(r_{tg} + \Delta_{tg})^2}{\tau^2}
 
-    where v is the sampling variance of y: Gauss-Newton steps to the mode of the remainders under standard normal priors.
+    where v is the sampling variance of y: Gauss-Newton steps to the mode of the remainders under their prior.
 
     Parameters
     ----------
@@ -79,46 +82,59 @@ def fit_remainder(model: SAMSVAE, observed: TrainingEffects) -> None:
     observed
         Of its training cells.
     """
-    module, found = model.module, observed.found
-    dosage = csr_matrix(found.dosage)
+    module, found = model.module.eval(), observed.found
+    dosage, genes = csr_matrix(found.dosage, dtype=np.float64), found.effect.shape[1]
     noise = np.maximum(found.variance, 1e-3 * found.variance.mean() + 1e-12)
-    remainder = np.zeros((dosage.shape[1], found.effect.shape[1]))
-    module.eval()
-    aim = observed.aim
-    for i in range(_N_ROUNDS):
+    remainder = np.zeros((dosage.shape[1], genes))
+    for _ in range(_N_ROUNDS):
         drawn, slope = observed.draw()
-        if i == 0 and MODE == "rest":
-            aim = drawn + observed.shrink(found.effect - drawn).effect
-        if i == 0 and MODE == "raw":
-            aim = found.effect
-        change = _solve(dosage, slope, aim - drawn, noise, remainder)
-        remainder += np.clip(change, -_LARGEST_STEP, _LARGEST_STEP)
+        step = gauss_newton_step(dosage, slope, observed.aim - drawn, noise, remainder)
+        remainder += np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)
         module.remainder.mean.copy_(torch.from_numpy(remainder))
+    module.remainder.scale.copy_(torch.from_numpy(_uncertainty(observed, dosage, slope)))
 
 
-def _solve(
+def gauss_newton_step(
     dosage: csr_matrix, slope: np.ndarray, missing: np.ndarray, noise: np.ndarray, before: np.ndarray
 ) -> np.ndarray:
-    """(n_tokens, n_genes) minimiser of :func:`fit_remainder`, gene by gene, by conjugate gradients for all genes at once."""
+    """(n_tokens, n_genes) minimiser of :func:`fit_remainder`, by conjugate gradients for all genes at once.
+
+    Parameters
+    ----------
+    dosage
+        (n_rows, n_tokens)
+    slope, missing, noise
+        (n_rows, n_genes)
+    before
+        (n_tokens, n_genes) remainders so far.
+    """
     weight = slope / noise
     curvature = weight * slope
-
-    def apply(x: np.ndarray) -> np.ndarray:
-        return dosage.T @ (curvature * (dosage @ x)) + x / _PRIOR_VARIANCE
-
     diagonal = dosage.power(2).T @ curvature + 1.0 / _PRIOR_VARIANCE
-    x = np.zeros_like(before)
+    step = np.zeros_like(before)
     residual = dosage.T @ (weight * missing) - before / _PRIOR_VARIANCE
     direction = scaled = residual / diagonal
     length = (residual * scaled).sum(0)
+    enough = 1e-12 * length + 1e-300
     for _ in range(_N_STEPS):
-        moved = apply(direction)
-        step = length / np.maximum((direction * moved).sum(0), 1e-300)
-        x = x + step * direction
-        residual = residual - step * moved
+        moved = dosage.T @ (curvature * (dosage @ direction)) + direction / _PRIOR_VARIANCE
+        far = length / np.maximum((direction * moved).sum(0), 1e-300)
+        step = step + far * direction
+        residual = residual - far * moved
         scaled = residual / diagonal
-        following = (residual * scaled).sum(0)
-        if following.max() < 1e-10 * max(float(length.max()), 1e-300) or following.max() < 1e-12:
+        before, length = length, (residual * scaled).sum(0)
+        if (length < enough).all():
             break
-        direction, length = scaled + following / np.maximum(length, 1e-300) * direction, following
-    return x
+        direction = scaled + length / np.maximum(before, 1e-300) * direction
+    return step
+
+
+def _uncertainty(observed: TrainingEffects, dosage: csr_matrix, slope: np.ndarray) -> np.ndarray:
+    """(n_tokens, n_genes) standard deviations: what sampling leaves open of the effects of tokens, as log shares, within the prior."""
+    noise = observed.found.noise
+    sampling = noise.of(pooling(dosage, 1.0 / np.maximum(noise.own.sum(1), 1e-300)))
+    of_effect = observed.shrunken.variance(sampling)
+    n_rows = np.asarray(dosage.power(2).sum(0)).reshape(-1, 1)
+    of_token = dosage.power(2).T @ slope / np.where(n_rows > 0, n_rows, 1.0)
+    variance = of_effect / np.maximum(of_token**2 + of_effect / _PRIOR_VARIANCE, 1e-300)
+    return np.where(n_rows > 0, np.sqrt(variance), 0.0)
