@@ -84,12 +84,26 @@ CASES = [
     Case("gim-hard", "GIM", {"n_nodes": 6, "n_hidden": 8, "intervention": "hard", "grn": "none"}, exact=False),
     Case("gim-mlp", "GIM", {"n_nodes": 6, "n_hidden": 8, "mechanism": "mlp", "n_kicks": 0}, exact=False),
     Case("gim-pca", "GIM", {"latent": "pca", "n_nodes": 4, "n_hidden": 8, "combination": "features"}, exact=False),
+    Case("gpovae", "GPOVAE", {"n_latent": 4, "n_hidden": 8, "extra_genes": 6}, exact=False),
+    Case(
+        "gpovae-paper",
+        "GPOVAE",
+        {"preset": "paper", "n_latent": 4, "n_hidden": 8, "n_guide_hidden": 8, "n_particles": 2, "matching": "random"},
+        exact=False,
+    ),
     Case("graphvci", "GraphVCI", _GRAPH | {"gene_decoder": "att"}, exact=False),
     Case("graphvci-dot", "GraphVCI", _GRAPH | {"gene_decoder": "dot", "aggregator": "mlp"}, exact=False),
     Case("samsvae", "SAMSVAE", {"n_latent": 4, "n_hidden": 8}, exact=False),
     Case(
         "samsvae-paper",
         "SAMSVAE",
+        {"preset": "paper", "n_latent": 4, "n_hidden": 8, "n_guide_hidden": 8, "n_particles": 2},
+        exact=False,
+    ),
+    Case("cradlevae", "CRADLEVAE", {"n_latent": 4, "n_hidden": 8}, exact=False),
+    Case(
+        "cradlevae-paper",
+        "CRADLEVAE",
         {"preset": "paper", "n_latent": 4, "n_hidden": 8, "n_guide_hidden": 8, "n_particles": 2},
         exact=False,
     ),
@@ -102,7 +116,7 @@ CASES = [
 
 
 def make_screen(n_cells=240, n_genes=16, seed=0) -> ad.AnnData:
-    """Counts of a small screen with two cell types, two batches, a size factor, features, a graph and a split."""
+    """Counts of a small screen with two cell types, two batches, a size factor, quality, features, a graph and a split."""
     rng = np.random.default_rng(seed)
     conditions = ["control", *TOKENS, "G1+G2", "G1+HLA.A"]
     # every condition in every stratum, controls twice
@@ -132,6 +146,7 @@ def make_screen(n_cells=240, n_genes=16, seed=0) -> ad.AnnData:
     counts[counts.sum(1) == 0, 0] = 1
     obs["library"] = counts.sum(1) * 2.0
     obs["depth"] = np.log(obs["library"])
+    obs["quality"] = pd.Categorical(np.where(np.random.default_rng([seed, 1]).random(n_cells) < 0.3, "fail", "pass"))
     adata = ad.AnnData(csr_matrix(counts), obs=obs, var=pd.DataFrame({"kind": "gene"}, index=genes))
     names = [*TOKENS, "NEW"]
     features = rng.normal(size=(len(names), 3)).astype(np.float32)

@@ -12,7 +12,7 @@ from scvi_causal.data import control_mask
 
 from .conftest import make_screen
 
-OWN = {"_scvi_batch", "_scvi_perturbation", "_scvi_extra_categorical_covs"}
+OWN = {"_scvi_batch", "_scvi_perturbation", "_scvi_extra_categorical_covs", "_scvi_quality"}
 
 
 def controls(adata):

@@ -95,7 +95,9 @@ def test_saving_a_loaded_model_again(case, saved, model, screen, tmp_path):
 
 
 def test_options_survive_saving(case, model):
-    stored = model.init_params_["non_kwargs"]
+    stored = dict(model.init_params_["non_kwargs"])
+    for passed_on in model.init_params_["kwargs"].values():  # **options of a model that extends another
+        stored |= passed_on
     for name, value in case.model.items():
         assert stored[name] == value
 

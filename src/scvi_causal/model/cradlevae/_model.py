@@ -16,6 +16,7 @@ from scvi_causal.data._messages import did_you_mean, listed, plural
 from scvi_causal.data.fields import QualityField
 from scvi_causal.dataloaders import get_control_mask
 from scvi_causal.model.base._request import check_rows
+from scvi_causal.model.cradlevae._artifact_remainder import fit_artifact_remainder
 from scvi_causal.model.cradlevae._measures import ArtifactMeasuresMixin
 from scvi_causal.model.cradlevae._module import CRADLEVAEModule
 from scvi_causal.model.cradlevae._options import Artifact, ArtifactLoss, QualityWeights, artifact_options
@@ -226,6 +227,11 @@ class CRADLEVAE(ArtifactMeasuresMixin, SAMSVAE):
         passing = rows[quality == 0]
         is_control = get_control_mask(self.adata_manager)[passing]
         return passing if is_control.any() and not is_control.all() else rows
+
+    def _fit_to_training_effects(self) -> None:
+        super()._fit_to_training_effects()
+        if self.adata is not None and self.module.options.remainder:
+            fit_artifact_remainder(self, np.sort(np.asarray(self.train_indices)))
 
     # ------------------------------------------------------------------ predictions
 
