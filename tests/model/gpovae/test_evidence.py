@@ -74,7 +74,10 @@ def test_chains_are_taken_apart_whatever_the_feedback():
 def test_what_is_not_seen_mediates_nothing():
     effect, variance = np.array([[-2.0, -1.0], [0.0, -0.1]]), np.full((2, 2), 0.01)
     prior = EdgePrior(np.full((2, 2), 0.2), 1.0)
-    assert own_effects(effect, variance, np.array([0, 1])).tolist() == [-2.0, 0.0]  # the knock-out of 1 leaves its transcript
+    assert own_effects(effect, variance, np.array([0, 1])).tolist() == [
+        -2.0,
+        0.0,
+    ]  # the knock-out of 1 leaves its transcript
     assert (mediated_shares(effect, variance, prior, np.array([0, 1])) == np.eye(2)).all()
     assert (mediated_shares(effect, variance, prior, np.array([-1, -1])) == np.eye(2)).all()
 
@@ -92,7 +95,8 @@ def test_nodes():
     tokens, genes = ["B", "X"], ["A", "B", "C", "D"]
     plan = plan_nodes(tokens, genes, "all")
     nodes = plan.nodes()
-    assert nodes.names.tolist() == ["B", "X", "A", "C", "D"] and nodes.gene.tolist() == [1, -1, 0, 2, 3]
+    assert nodes.names.tolist() == ["B", "X", "A", "C", "D"]
+    assert nodes.gene.tolist() == [1, -1, 0, 2, 3]
     assert (plan.n_nodes, plan.n_measured) == (5, 4)
     assert plan_nodes(tokens, genes, None).nodes().names.tolist() == tokens
     assert plan_nodes(tokens, genes, ["D", "B"]).nodes().names.tolist() == ["B", "X", "D"]

@@ -54,9 +54,14 @@ def token_effects(manager: AnnDataManager, rows: np.ndarray, n_genes: int) -> To
     before = found.control
     after = np.maximum(np.expm1(np.log1p(before) + found.effect), 0.0)
     ratio = np.log((after + _PSEUDOCOUNT) / (before + _PSEUDOCOUNT))
-    # the variance is that of a difference of log1p; delta method, in the middle between both means
-    slope = (1.0 + np.maximum(before, after)) / (0.5 * (before + after) + _PSEUDOCOUNT)
-    variance = np.maximum(found.variance * slope**2, 1e-6)
+    # the variances are those of differences of log1p, by its slope at the larger mean; first back to means
+    slope = (1.0 + np.maximum(before, after)) ** 2
+    own, controls = found.noise.own * slope, (found.variance - found.noise.own) * slope
+    # few counts that happen to be alike are not precise: no condition is less variable than conditions are on average
+    n_cells = found.n_cells[:, None]
+    own = np.maximum(own, (own * n_cells**2).sum(0) / n_cells.sum() / n_cells)
+    variance = (own + np.maximum(controls, 0.0)) / (0.5 * (before + after) + _PSEUDOCOUNT) ** 2
+    variance = np.maximum(variance, 1e-6)
     pool = _pooling(found.dosage, variance)
     seen = (found.dosage != 0).any(0)
     pooled = pool.power(2) @ variance

@@ -90,6 +90,7 @@ def start_at_evidence(module: GPOVAEModule, effects: TokenEffects, nodes: Nodes,
     probability = None if options.learn_probability else options.mask_prior
     scale = None if options.learn_scale else options.embedding_prior_scale
     prior = learn_prior(effect, variance, candidates, known, probability, scale)
+    effect_logits = np.where(candidates, log_odds(effect, variance, prior.probability, prior.scale), -np.inf)
     own = np.where(measured[: nodes.n_tokens] & effects.seen, np.arange(nodes.n_tokens), -1)
     shares = np.eye(nodes.n_tokens)
     if options.indirect == "mediated":
@@ -112,6 +113,7 @@ def start_at_evidence(module: GPOVAEModule, effects: TokenEffects, nodes: Nodes,
             "slab": slab,
             "shares": shares - np.eye(len(shares)),
             "effect": np.where(is_own, own_effects(effect, variance, own)[:, None], effect),
+            "effect_logits": effect_logits,
             "noise": np.where(candidates, variance, np.inf),
         }.items():
             getattr(mechanisms, name).copy_(torch.from_numpy(np.ascontiguousarray(value)))

@@ -37,6 +37,8 @@ class NetworkMechanisms(Mechanisms):
         (n_tokens, n_tokens) P without its diagonal.
     effect, noise
         (n_tokens, n_nodes) estimated effects and their sampling variances (infinite where there is nothing to explain).
+    effect_logits
+        (n_tokens, n_nodes) log odds that there is an effect at all, direct or not.
     """
 
     def __init__(self, n_tokens: int, n_nodes: int, **kwargs: Any):
@@ -47,6 +49,7 @@ class NetworkMechanisms(Mechanisms):
         self.register_buffer("slab", torch.full((n_tokens, n_nodes), self.prior_scale))
         self.register_buffer("shares", torch.zeros(n_tokens, n_tokens))
         self.register_buffer("effect", torch.zeros(n_tokens, n_nodes))
+        self.register_buffer("effect_logits", torch.full((n_tokens, n_nodes), -torch.inf))
         self.register_buffer("noise", torch.full((n_tokens, n_nodes), torch.inf))
         self.fill_own()
 

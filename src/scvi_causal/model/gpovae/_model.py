@@ -51,10 +51,11 @@ class GPOVAE(NetworkReportMixin, CRADLEVAE):
         cells, or ``None``. By default up to 1,000, as published none.
     alignment
         What ties masks to effects of perturbations. ``"effects"``: masks and embeddings start at the posterior that log ratios of population
-        means imply, and these stay in the objective, signed and weighted by their standard errors. ``"cells"``: log odds follow the absolute
-        difference of each cell from a control cell (as published).
+        means imply, signed and weighted by their standard errors. ``"cells"``: log odds follow the absolute difference of each cell from a
+        control cell (as published).
     alignment_weight
-        Its weight in the objective; 1, or 100 as published. With 0 the likelihood goes on alone from where masks start.
+        Weight of a term of the objective that keeps them there; 0, or 100 as published. The likelihood is that of the same cells, so that
+        any other weight counts their evidence more than once.
     indirect
         Whether what a perturbation does through other perturbed genes is taken off before edges are judged (``"mediated"``), so that these are
         direct, or every effect is an edge (``"none"``, as published).
@@ -217,6 +218,27 @@ class GPOVAE(NetworkReportMixin, CRADLEVAE):
 
     def _settable_covariates(self) -> dict[str, tuple]:
         return super()._settable_covariates() if self._has_quality else {}
+
+    def _quality_code(self, quality: object) -> int:
+        if not self._has_quality:
+            raise ValueError(
+                f"quality={quality!r}: this GPOVAE knows no quality of cells. Name their column with setup_anndata(adata, quality_key=...)."
+            )
+        return super()._quality_code(quality)
+
+    def sample_cells(self, perturbations: str | Sequence[str] | None = None, n_cells: int = 100, **kwargs) -> AnnData:
+        """Generate cells, as :meth:`CRADLEVAE.sample_cells` does; without a ``quality_key`` they have no quality.
+
+        Parameters
+        ----------
+        perturbations, n_cells, **kwargs
+            As there.
+        """
+        if self._has_quality:
+            return super().sample_cells(perturbations, n_cells, **kwargs)
+        if kwargs.pop("quality", None) is not None:
+            self._quality_code("pass")
+        return SAMSVAE.sample_cells(self, perturbations, n_cells, **kwargs)
 
     def _resolve_options(self, preset: Preset, **given: Any) -> NetworkOptions:
         return network_options(preset, self._has_quality, **{**given, **self._own_options})

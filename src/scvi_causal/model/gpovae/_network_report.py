@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
 
+from scvi_causal.model.samsvae._options import check_choice
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+Effects = Literal["direct", "total"]
 _NAMED = ["source", "target", "weight", "sign", "probability", "prior"]
 
 
@@ -18,7 +21,13 @@ class NetworkReportMixin:
     """``get_grn`` and ``get_perturbation_masks``."""
 
     @torch.inference_mode()
-    def get_grn(self, threshold: float | None = None, *, min_probability: float = 0.5) -> pd.DataFrame:
+    def get_grn(
+        self,
+        threshold: float | None = None,
+        *,
+        min_probability: float = 0.5,
+        effects: Effects = "direct",
+    ) -> pd.DataFrame:
         """Learned network as an edge list.
 
         Parameters
@@ -27,12 +36,14 @@ class NetworkReportMixin:
             Keep edges with at least this absolute weight.
         min_probability
             Keep edges that are at least this probable; 0 ranks all pairs.
+        effects
+            ``"direct"``: what goes through other perturbed genes is taken off. ``"total"``: every effect is an edge, which is what held-out
+            cells of the perturbations can confirm.
 
         Returns
         -------
         DataFrame, strongest first: ``source`` (a token of the training cells), ``target`` (a node that is a measured gene), ``weight``
-        (expected change of the target's log expression when the source is perturbed, what goes through other perturbed genes taken off;
-        with ``alignment="cells"`` the probability, for nothing else is known of the change), ``sign`` (1 where source and target rise and
+        (expected change of the target's log expression when the source is perturbed; with ``alignment="cells"`` the probability, for nothing else is known of the change), ``sign`` (1 where source and target rise and
         fall together, -1 where they do not, 0 where the source's own change is not seen), ``probability``, ``prior`` (weight that was
         registered, 0 without). Nobody perturbed the other nodes: no edge leaves them.
 
@@ -50,12 +61,17 @@ class NetworkReportMixin:
         self._check_if_trained(warn=False, message=f"Train the {type(self).__name__} first: model.train().")
         if not 0.0 <= min_probability <= 1.0:
             raise ValueError(f"min_probability={min_probability} is a probability: pass a number from 0 to 1.")
+        check_choice("effects", effects, get_args(Effects))
         module, names = self.module, self.node_names_
         rows = torch.tensor([self._vocabulary.index(str(token)) for token in self.seen_tokens_], dtype=torch.int64)
         rows = rows.to(module.device)
         probability = module.mechanisms.probability(rows).double().cpu().numpy()
         if module.follows_effects:
-            weight = module.mechanisms.direct()[rows].double().cpu().numpy()
+            weight = module.mechanisms.direct()[rows]
+            if effects == "total":
+                weight = module.mechanisms.moments(rows)[0]
+                probability = torch.sigmoid(module.mechanisms.effect_logits[rows]).double().cpu().numpy()
+            weight = weight.double().cpu().numpy()
             own = module.mechanisms.effect.diagonal()[rows].double().cpu().numpy()
         else:
             weight, own = probability, np.zeros(len(rows))

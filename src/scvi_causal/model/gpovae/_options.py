@@ -22,7 +22,7 @@ class NetworkOptions(ArtifactOptions):
     """Those that are arguments of :class:`~scvi_causal.GPOVAE` are described there."""
 
     alignment: Alignment = "effects"
-    alignment_weight: float = 1.0
+    alignment_weight: float = 0.0
     indirect: Indirect = "mediated"
     matching: Matching = "random"
     n_hops: int = 5
