@@ -15,6 +15,7 @@ from scvi_causal.model.base._shrinkage import shrink_effects
 from scvi_causal.model.base._sources import SourceReader
 
 if TYPE_CHECKING:
+    from scvi_causal.model.base._shrinkage import Shrunken
     from scvi_causal.model.samsvae._model import SAMSVAE
 
 _N_ROUNDS = 3
@@ -46,24 +47,22 @@ class TrainingEffects:
         manager = model.adata_manager
         self.found = condition_effects(manager, rows, model.module.n_genes, log_normalize=True, of_logs=True)
         column = {gene: i for i, gene in enumerate(model._var_names())}
-        target = np.array([column.get(token, -1) for token in model._vocabulary.tokens], dtype=np.int64)
-        found = self.found
-        self.shrunken = shrink_effects(found.effect, found.noise, found.dosage, found.context, target)
+        self._target = np.array([column.get(token, -1) for token in model._vocabulary.tokens], dtype=np.int64)
+        self.shrunken = self.shrink(self.found.effect)
         is_control = get_control_mask(manager)[rows]
         self._controls = rows[is_control]
         self._context = np.unique(get_strata(manager, with_batch=False)[rows], return_inverse=True)[1][is_control]
         self._model, self._reader = model, SourceReader(model, model.adata)
         self._rng = np.random.default_rng([settings.seed or 0, 5])
-        self._n_cells = int(np.clip(_ALL_CELLS // len(found.effect), _FEWEST_CELLS, _MOST_CELLS))
+        self._n_cells = int(np.clip(_ALL_CELLS // len(self.found.effect), _FEWEST_CELLS, _MOST_CELLS))
 
-    @property
-    def aim(self) -> np.ndarray:
-        """(n_rows, n_genes) effects that drawn cells should have."""
-        return self.shrunken.effect
+    def shrink(self, effect: np.ndarray) -> Shrunken:
+        """Effects (n_rows, n_genes) less what the noise of :attr:`found` explains."""
+        return shrink_effects(effect, self.found.noise, self.found.dosage, self.found.context, self._target)
 
     def draw(self) -> tuple[np.ndarray, np.ndarray]:
         """(n_rows, n_genes) effects in drawn cells, and how they rise with log shares; other cells at each call."""
-        effect, slope = np.empty((2, *self.aim.shape))
+        effect, slope = np.empty((2, *self.found.effect.shape))
         for row, dosage in enumerate(self.found.dosage):
             here = self._controls[self._context == self.found.context[row]]
             cells = self._rng.permutation(here if len(here) else self._controls)[: self._n_cells]
@@ -99,7 +98,7 @@ def calibrate_sizes(model: SAMSVAE, observed: TrainingEffects) -> np.ndarray:
         top, bottom = np.zeros((2, len(size)))
         for row, drawn in enumerate(observed.draw()[0]):
             used = found.dosage[row] != 0
-            top[used] += drawn @ observed.aim[row] + noise[row]
+            top[used] += drawn @ observed.shrunken.effect[row] + noise[row]
             bottom[used] += drawn @ drawn + noise[row]
         change = np.where(bottom > 0, np.maximum(top, 0.0) / np.maximum(bottom, 1e-12), 1.0)
         change = np.clip(size * change, *_LIMITS) / size

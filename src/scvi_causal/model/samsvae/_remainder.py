@@ -66,14 +66,16 @@ class Remainder(nn.Module):
 def fit_remainder(model: SAMSVAE, observed: TrainingEffects) -> None:
     r"""Fill the remainders of the tokens from what drawn cells lack of the effects of the training conditions.
 
-    With the effect y of a condition (change of the mean log1p expression, less what noise explains), the effect p in drawn cells, and
-    the slope s of that in the log shares of genes, rounds of
+    With the effect y of a condition (change of the mean log1p expression), the effect p in drawn cells, and the slope s of that in the
+    log shares of genes, rounds of
 
     .. math::
-        \min_\Delta \sum_{r,g} \frac{(y_{rg} - p_{rg} - s_{rg} \sum_t d_{rt} \Delta_{tg})^2}{v_{rg}}
+        \min_\Delta \sum_{r,g} \frac{(\tilde y_{rg} - p_{rg} - s_{rg} \sum_t d_{rt} \Delta_{tg})^2}{v_{rg}}
         + \sum_{t,g} \frac{(r_{tg} + \Delta_{tg})^2}{\tau^2}
 
-    where v is the sampling variance of y: Gauss-Newton steps to the mode of the remainders under their prior.
+    where v is the sampling variance of y: Gauss-Newton steps to the mode of the remainders under their prior. In :math:`\tilde y` noise is
+    taken off: y shrunken towards the mean response, and y shrunken towards what drawn cells do without remainders, each with half of the
+    weight. The one trusts the model in nothing, the other in all that noise allows.
 
     Parameters
     ----------
@@ -86,12 +88,19 @@ def fit_remainder(model: SAMSVAE, observed: TrainingEffects) -> None:
     dosage, genes = csr_matrix(found.dosage, dtype=np.float64), found.effect.shape[1]
     noise = np.maximum(found.variance, 1e-3 * found.variance.mean() + 1e-12)
     remainder = np.zeros((dosage.shape[1], genes))
-    for _ in range(_N_ROUNDS):
-        drawn, slope = observed.draw()
-        step = gauss_newton_step(dosage, slope, observed.aim - drawn, noise, remainder)
+    drawn, slope = observed.draw()
+    around = observed.shrink(found.effect - drawn)
+    aims = observed.shrunken.effect, drawn + around.effect
+    for i in range(_N_ROUNDS):
+        if i:
+            drawn, slope = observed.draw()
+        step = gauss_newton_step(dosage, slope, 0.5 * (aims[0] + aims[1]) - drawn, noise, remainder)
         remainder += np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)
         module.remainder.mean.copy_(torch.from_numpy(remainder))
-    module.remainder.scale.copy_(torch.from_numpy(_uncertainty(observed, dosage, slope)))
+    pool = pooling(dosage, 1.0 / np.maximum(found.noise.own.sum(1), 1e-300))
+    variances = [part.variance(found.noise.of(pool)) for part in (observed.shrunken, around)]
+    variance = 0.5 * (variances[0] + variances[1]) + 0.25 * (pool @ (aims[0] - aims[1])) ** 2
+    module.remainder.scale.copy_(torch.from_numpy(_as_log_shares(variance, dosage, slope)))
 
 
 def gauss_newton_step(
@@ -129,12 +138,9 @@ def gauss_newton_step(
     return step
 
 
-def _uncertainty(observed: TrainingEffects, dosage: csr_matrix, slope: np.ndarray) -> np.ndarray:
-    """(n_tokens, n_genes) standard deviations: what sampling leaves open of the effects of tokens, as log shares, within the prior."""
-    noise = observed.found.noise
-    sampling = noise.of(pooling(dosage, 1.0 / np.maximum(noise.own.sum(1), 1e-300)))
-    of_effect = observed.shrunken.variance(sampling)
+def _as_log_shares(variance: np.ndarray, dosage: csr_matrix, slope: np.ndarray) -> np.ndarray:
+    """(n_tokens, n_genes) standard deviations of remainders, within their prior, from variances of the effects of tokens."""
     n_rows = np.asarray(dosage.power(2).sum(0)).reshape(-1, 1)
     of_token = dosage.power(2).T @ slope / np.where(n_rows > 0, n_rows, 1.0)
-    variance = of_effect / np.maximum(of_token**2 + of_effect / _PRIOR_VARIANCE, 1e-300)
+    variance = variance / np.maximum(of_token**2 + variance / _PRIOR_VARIANCE, 1e-300)
     return np.where(n_rows > 0, np.sqrt(variance), 0.0)
