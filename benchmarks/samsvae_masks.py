@@ -25,7 +25,8 @@ PAPER = SIZES | {"preset": "paper", "n_hidden": 128, "n_guide_hidden": 100}
 CASES = {
     "default": (SIZES, {"max_epochs": 150}, 5),
     "no start at effects": (SIZES | {"start_at_effects": False}, {"max_epochs": 150}, 3),
-    "mechanism='dense'": (SIZES | {"mechanism": "dense"}, {"max_epochs": 150}, 3),
+    "no remainder": (SIZES | {"remainder": False}, {"max_epochs": 150}, 3),
+    "without masks: mechanism='dense'": (SIZES | {"mechanism": "dense"}, {"max_epochs": 150}, 3),
     "mechanism='one-hot'": (SIZES | {"mechanism": "one-hot"}, {"max_epochs": 150}, 2),
     "mask_prior=0.01": (SIZES | {"mask_prior": 0.01}, {"max_epochs": 150}, 2),
     "posterior='network'": (SIZES | {"posterior": "network"}, {"max_epochs": 150}, 2),

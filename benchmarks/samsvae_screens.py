@@ -46,6 +46,7 @@ def models(name: str) -> dict:
     epochs = max(1, round(STEPS / (CELLS[name] // 512)))
     spec = {
         "SAMSVAE": "SAMSVAE",
+        "SAMSVAE, no remainder": ModelSpec("SAMSVAE", {"remainder": False}),
         "SAMSVAE, dense": ModelSpec("SAMSVAE", {"mechanism": "dense"}),
         "SAMSVAE, no start": ModelSpec("SAMSVAE", {"start_at_effects": False}),
         "SAMSVAE, no calibration": ModelSpec("SAMSVAE", {"calibrate": False}),
