@@ -106,7 +106,7 @@ def test_a_node_moves_its_gene_and_no_other():
     condition[0, 3] = 1.0  # the node of gene 2
     change = module.decoder(module.combine(z, condition), covariates) - before
     others = change[0, [0, 1, 3]]
-    assert float(change[0, 2] - others[0]) == pytest.approx(1.0, abs=1e-5)
+    assert (change[0, 2] - others[0]).item() == pytest.approx(1.0, abs=1e-5)
     assert torch.allclose(others, others[0].expand(3), atol=1e-6)  # all shares add up to 1
     condition = torch.zeros(1, 8)
     condition[0, 1] = 5.0  # the node of a token that is no gene

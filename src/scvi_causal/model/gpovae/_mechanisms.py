@@ -71,6 +71,12 @@ class NetworkMechanisms(Mechanisms):
         """(n_tokens, n_nodes) expected direct effects on other nodes."""
         return torch.sigmoid(self.mask_logits) * self.location * ~self.is_own
 
+    def observed(self) -> tuple[Tensor, Tensor]:
+        """(n_tokens, n_nodes) expected effects given their estimates, direct or not, and the probability that there are any."""
+        probability = torch.sigmoid(self.effect_logits)
+        share = self.slab.square() / (self.slab.square() + self.noise)
+        return probability * share * self.effect, probability
+
     def mediated(self, tokens: Tensor) -> Tensor:
         """(n, n_nodes) what tokens (n,) do through others."""
         return self.shares[tokens] @ self.direct()

@@ -37,8 +37,8 @@ class NetworkReportMixin:
         min_probability
             Keep edges that are at least this probable; 0 ranks all pairs.
         effects
-            ``"direct"``: what goes through other perturbed genes is taken off. ``"total"``: every effect is an edge, which is what held-out
-            cells of the perturbations can confirm.
+            ``"direct"``: what goes through other perturbed genes is taken off. ``"total"``: every effect in the training cells is an edge,
+            which is what held-out cells of the perturbations can confirm.
 
         Returns
         -------
@@ -67,11 +67,11 @@ class NetworkReportMixin:
         rows = rows.to(module.device)
         probability = module.mechanisms.probability(rows).double().cpu().numpy()
         if module.follows_effects:
-            weight = module.mechanisms.direct()[rows]
+            weight = module.mechanisms.direct()
             if effects == "total":
-                weight = module.mechanisms.moments(rows)[0]
-                probability = torch.sigmoid(module.mechanisms.effect_logits[rows]).double().cpu().numpy()
-            weight = weight.double().cpu().numpy()
+                weight, found = module.mechanisms.observed()
+                probability = found[rows].double().cpu().numpy()
+            weight = weight[rows].double().cpu().numpy()
             own = module.mechanisms.effect.diagonal()[rows].double().cpu().numpy()
         else:
             weight, own = probability, np.zeros(len(rows))
