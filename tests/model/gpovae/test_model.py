@@ -168,6 +168,7 @@ def test_unseen_tokens_are_refused(bare, screen):
     model = fit(adata, setup={"extra_tokens": [gene]})
     report = model.can_predict([gene]).iloc[0]
     assert not report["predictable"]
+    assert "which edges leave it" in report["reason"]
     assert gene in model.node_names_  # others may act on it
     assert gene not in set(model.get_grn(min_probability=0.0)["source"])
     with pytest.raises(ValueError, match=gene):

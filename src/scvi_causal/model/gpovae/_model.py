@@ -270,6 +270,12 @@ class GPOVAE(NetworkReportMixin, CRADLEVAE):
         if self._has_quality:
             super()._check_training_quality(counts)
 
+    def _predictable_token(self, token: str, seen: bool, described: bool, in_graph: bool) -> tuple[bool, str]:
+        answer, reason = super()._predictable_token(token, seen, described, in_graph)
+        if not answer and token in self.node_names_.tolist():
+            reason += "; others act on its node, but no cell says which edges leave it"
+        return answer, reason
+
     def _perturbation_vectors(
         self, labels: np.ndarray, features: pd.DataFrame | None
     ) -> tuple[np.ndarray, Sequence[str]]:
