@@ -124,7 +124,8 @@ def test_lower_median():
 def test_artifact_costs_its_divergence_once():
     """Checks 4 and 12: over the failed cells of an epoch each kind counts once, however many these are."""
     for options in ({"shared_draws": True}, {"shared_draws": False}):
-        module = make_module("recommended", n_kinds=2, n_latent=3, artifact_loss="none", **options)
+        fixed = {"artifact_loss": "none", "quality_covariate": False}
+        module = make_module("recommended", n_kinds=2, n_latent=3, **fixed, **options)
         with torch.no_grad():
             module.artifacts.location.normal_()
         mean, scale = (value.detach() for value in module.artifacts.belief())

@@ -129,8 +129,8 @@ def test_artifacts_come_off_the_basal_state():
     module = make_module(n_kinds=1, artifact_loss="none")
     expression = torch.randn(2, 4)
     condition = torch.zeros(2, 8)
-    mean, variance = module.encode(expression, condition, torch.zeros(2, 0))
-    moved, _ = module.encode(expression, condition + torch.tensor([0.0] * 5 + [1.0, 0.0, 0.0]), torch.zeros(2, 0))
+    mean, variance = module.encode(expression, condition, torch.zeros(2, module.n_covariates))
+    moved, _ = module.encode(expression, condition + torch.tensor([0.0] * 5 + [1.0, 0.0, 0.0]), torch.zeros(2, module.n_covariates))
     assert torch.allclose((mean - moved)[:, 1:], torch.zeros(2, 2))
     # prior and encoder are combined: of a unit, the share that the prior leaves
     assert torch.allclose((mean - moved)[:, 0], 1.0 - variance[:, 0], atol=1e-6)

@@ -59,6 +59,7 @@ def condition_effects(
     log_normalize: bool,
     of_logs: bool = False,
     dosage: csr_matrix | None = None,
+    within: np.ndarray | None = None,
 ) -> ConditionEffects:
     """Contrasts within strata (batches too), averaged over the batches of a context by precision.
 
@@ -76,13 +77,18 @@ def condition_effects(
         For counts: differences of the mean of logs, instead of the log of means.
     dosage
         (n_rows, n_tokens) what makes the conditions of ``rows``, a row of zeros the controls; by default the registered dosages.
+    within
+        (n_rows,) codes that make strata finer, like one more batch.
     """
     if dosage is None:
         dosage = csr_matrix(manager.get_from_registry(CAUSAL_KEYS.PERTURBATION))[rows]
     codes, conditions = condition_codes(dosage)
     n_carried = np.diff(conditions.indptr)
     _, context = np.unique(get_strata(manager, with_batch=False)[rows], return_inverse=True)
-    _, stratum = np.unique(get_strata(manager)[rows], return_inverse=True)
+    strata = get_strata(manager)[rows]
+    if within is not None:
+        strata = strata * (within.max() + 1) + within
+    _, stratum = np.unique(strata, return_inverse=True)
     log_of_means = log_normalize and not of_logs
     scale = "normalized" if log_of_means else "log1p" if log_normalize else "continuous"
     by_tokens = explained_by_tokens(codes, context, n_carried)

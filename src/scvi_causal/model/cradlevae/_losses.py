@@ -68,6 +68,7 @@ def artifact_loss(
         Outputs of the inference, for these cells.
     """
     shift, artifacts = drawn["shift"], drawn["artifacts"]
+    covariates = module.at_quality(covariates, other_quality)
     opposite = module.join(shift, of_quality(artifacts, other_quality))
     if module.options.artifact_loss == "published":
         return _published(module, expression, reference, dosage, covariates, other_quality, opposite)

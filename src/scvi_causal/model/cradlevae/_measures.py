@@ -127,7 +127,8 @@ class ArtifactMeasuresMixin:
                     quality = {CAUSAL_KEYS.QUALITY: torch.full((len(z), 1), code, device=z.device)}
                     condition = module.condition_from(row.expand(len(z), -1), drawn, quality)
                     whole = module.complete_remainder(remainder, quality)
-                    mean = module.decode(z, condition, covariates, library, whole)
+                    at = module.at_quality(covariates, quality[CAUSAL_KEYS.QUALITY].squeeze(1))
+                    mean = module.decode(z, condition, at, library, whole)
                     means.append(expected_expression(mean, module.dispersion, transform))
                 rows += [mean - means[0] for mean in means[1:]]
         names = [self._quality_classes[code] for code in codes]

@@ -14,14 +14,15 @@ from scvi_causal._constants import CAUSAL_KEYS
 from scvi_causal._docs import docs
 from scvi_causal.data._messages import did_you_mean, listed, plural
 from scvi_causal.data.fields import QualityField
-from scvi_causal.dataloaders import get_control_mask
 from scvi_causal.model.base._request import check_rows
 from scvi_causal.model.cradlevae._artifact_remainder import fit_artifact_remainder
+from scvi_causal.model.cradlevae._artifact_start import start_artifacts
 from scvi_causal.model.cradlevae._measures import ArtifactMeasuresMixin
 from scvi_causal.model.cradlevae._module import CRADLEVAEModule
 from scvi_causal.model.cradlevae._options import Artifact, ArtifactLoss, QualityWeights, artifact_options
 from scvi_causal.model.cradlevae._plan import CRADLEVAETrainingPlan, count_quality
 from scvi_causal.model.samsvae import SAMSVAE
+from scvi_causal.model.samsvae._start import compared_cells
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +57,8 @@ class CRADLEVAE(ArtifactMeasuresMixin, SAMSVAE):
         Weights of the likelihoods of cells. ``"balanced"``: the classes count alike, and the mean weight of the training cells is 1.
         ``"published"``: passing cells have the share of failed ones in the batch as weight, and the other way round. ``"none"``: all cells
         count alike.
+    quality_covariate
+        Whether the artifact also acts on the log shares of genes directly, as a batch does, and the encoder is told the quality.
     artifact_loss
         ``"intended"``: KL divergence between the basal states of a cell and of a reference profile, a mean of up to 50 training cells of
         the other quality class with the same perturbation, both encoded as of that class. ``"published"``: as in the reference code, with
@@ -93,6 +96,7 @@ class CRADLEVAE(ArtifactMeasuresMixin, SAMSVAE):
         preset: Preset = "recommended",
         artifact: Artifact | None = None,
         quality_weights: QualityWeights | None = None,
+        quality_covariate: bool | None = None,
         artifact_loss: ArtifactLoss | None = None,
         artifact_loss_weight: float | None = None,
         **options,
@@ -101,6 +105,7 @@ class CRADLEVAE(ArtifactMeasuresMixin, SAMSVAE):
             **self._own_options,
             "artifact": artifact,
             "quality_weights": quality_weights,
+            "quality_covariate": quality_covariate,
             "artifact_loss": artifact_loss,
             "artifact_loss_weight": artifact_loss_weight,
         }
@@ -188,6 +193,9 @@ class CRADLEVAE(ArtifactMeasuresMixin, SAMSVAE):
     def _resolve_options(self, preset: Preset, **given: Any) -> ArtifactOptions:
         return artifact_options(preset, **{**given, **self._own_options})
 
+    def _average_at(self) -> dict[str, str]:
+        return {self._quality_key: self._quality_classes[0]}
+
     def _data_sizes(self) -> dict[str, Any]:
         return {**super()._data_sizes(), "n_kinds": len(self._quality_classes) - 1}
 
@@ -198,7 +206,10 @@ class CRADLEVAE(ArtifactMeasuresMixin, SAMSVAE):
             counts = count_quality(self.adata_manager, np.asarray(train_idx), self.module.n_kinds)
             self._check_training_quality(counts)
             self.module.cells_per_quality.copy_(torch.from_numpy(counts))
+        first = not self.is_trained_
         super()._before_training(train_idx)
+        if first and self.module.options.start_at_effects and self.module.mechanisms is not None:
+            start_artifacts(self.module, self.adata_manager, np.sort(np.asarray(train_idx)))
 
     def _check_training_quality(self, counts: np.ndarray) -> None:
         classes = self._quality_classes
@@ -220,13 +231,8 @@ class CRADLEVAE(ArtifactMeasuresMixin, SAMSVAE):
                 stacklevel=settings.warnings_stacklevel,
             )
 
-    def _effect_rows(self) -> np.ndarray:
-        """Passing training cells, so that sizes are those without the artifact; all of them if no control passes."""
-        rows = super()._effect_rows()
-        quality = np.asarray(self.adata_manager.get_from_registry(CAUSAL_KEYS.QUALITY)).ravel()[rows]
-        passing = rows[quality == 0]
-        is_control = get_control_mask(self.adata_manager)[passing]
-        return passing if is_control.any() and not is_control.all() else rows
+    def _effect_rows(self) -> tuple[np.ndarray, np.ndarray | None]:
+        return compared_cells(self.adata_manager, super()._effect_rows()[0])
 
     def _fit_to_training_effects(self) -> None:
         super()._fit_to_training_effects()

@@ -16,7 +16,7 @@ from scvi_causal.model.cradlevae._losses import artifact_loss
 from scvi_causal.model.samsvae._module import SAMSVAEModule
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from scvi_causal.model.cradlevae._options import ArtifactOptions
 
@@ -62,7 +62,7 @@ class CRADLEVAEModule(SAMSVAEModule):
             n_latent,
             n_hidden,
             n_layers,
-            n_categories,
+            (*n_categories, n_kinds + 1) if options.quality_covariate else n_categories,
             n_continuous,
             has_size_factor,
             n_features,
@@ -109,6 +109,24 @@ class CRADLEVAEModule(SAMSVAEModule):
         key = CAUSAL_KEYS.QUALITY
         given = tensors.get(SOURCE_PREFIX + key, tensors[key]) if of_source else tensors[key]
         return given.long().reshape(-1)
+
+    def category_codes(self, read: Callable[[str], Tensor], tensors: dict[str, Tensor]) -> list[Tensor]:
+        """(cells,) codes of batch, categorical covariates, and of quality where it is one."""
+        codes = super().category_codes(read, tensors)
+        return [*codes, read(CAUSAL_KEYS.QUALITY).long().reshape(-1)] if self.options.quality_covariate else codes
+
+    @property
+    def first_quality_column(self) -> int:
+        """Where the one-hot code of quality begins among the covariates."""
+        return sum(n for n in self.n_categories[:-1] if n > 1)
+
+    def at_quality(self, covariates: Tensor, quality: Tensor) -> Tensor:
+        """Covariates (cells, n_covariates) of the same cells at other quality classes (cells,)."""
+        if not self.options.quality_covariate or not self.n_kinds:
+            return covariates
+        start, end = self.first_quality_column, self.first_quality_column + self.n_kinds + 1
+        code = F.one_hot(quality, self.n_kinds + 1).to(covariates)
+        return torch.cat([covariates[:, :start], code, covariates[:, end:]], 1)
 
     def join(self, shift: Tensor, artifact: Tensor) -> Tensor:
         """(..., n_condition) what :meth:`encode` and :meth:`decode` take, from (..., n) and (..., n_latent)."""

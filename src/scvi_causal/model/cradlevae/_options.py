@@ -17,13 +17,15 @@ class ArtifactOptions(ModuleOptions):
     """Those that are arguments of :class:`~scvi_causal.CRADLEVAE` are described there."""
 
     artifact: Artifact = "add"
+    quality_covariate: bool = True
     quality_weights: QualityWeights = "balanced"
-    artifact_loss: ArtifactLoss = "intended"
+    artifact_loss: ArtifactLoss = "matched"
     artifact_loss_weight: float = 0.1
 
 
 PAPER: dict[str, Any] = {
     "artifact": "concat",
+    "quality_covariate": False,
     "quality_weights": "published",
     "artifact_loss": "published",
     "artifact_loss_weight": 0.1,

@@ -34,6 +34,8 @@ class TrainingEffects:
         Trained.
     rows
         Training cells.
+    within
+        (n_rows,) codes beside batch and covariates: cells are compared with controls of the same code.
 
     Attributes
     ----------
@@ -43,9 +45,10 @@ class TrainingEffects:
         The same, less what noise explains; what tokens do to the genes that they are named after is judged apart.
     """
 
-    def __init__(self, model: SAMSVAE, rows: np.ndarray):
+    def __init__(self, model: SAMSVAE, rows: np.ndarray, within: np.ndarray | None = None):
         manager = model.adata_manager
-        self.found = condition_effects(manager, rows, model.module.n_genes, log_normalize=True, of_logs=True)
+        n_genes = model.module.n_genes
+        self.found = condition_effects(manager, rows, n_genes, log_normalize=True, of_logs=True, within=within)
         column = {gene: i for i, gene in enumerate(model._var_names())}
         self._target = np.array([column.get(token, -1) for token in model._vocabulary.tokens], dtype=np.int64)
         self.shrunken = self.shrink(self.found.effect)

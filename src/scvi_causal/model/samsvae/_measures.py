@@ -148,6 +148,10 @@ class MeasuresMixin:
             effects.cpu().numpy(), index=pd.Index(labels, name="perturbation"), columns=self._var_names()
         )
 
+    def _average_at(self) -> dict[str, str]:
+        """Covariates at which average effects are taken; the others are those of the cells."""
+        return {}
+
     def _basal_states(self, n: int, basal: str) -> tuple[Tensor, Tensor]:
         """(n, n_latent) basal states, and the covariates (n, n_covariates) of the training controls that they come with."""
         module = self.module
@@ -155,7 +159,7 @@ class MeasuresMixin:
             return torch.randn(n, module.n_latent, device=module.device), torch.zeros(n, 0, device=module.device)
         adata, pool = control_pool(self, self._check_query(None))
         rows = pool[torch.randint(len(pool), (n,)).numpy()]
-        tensors = SourceReader(self, adata).read(rows)
+        tensors = SourceReader(self, adata, self._average_at()).read(rows)
         covariates = module.covariates(tensors)
         if basal == "prior":
             return torch.randn(n, module.n_latent, device=module.device), covariates

@@ -253,16 +253,16 @@ class SAMSVAE(MeasuresMixin, GenerationMixin, CausalModel):
         shifts = self.module.shift_from_features(torch.from_numpy(everything).to(self.module.device))
         self.module.unseen_shift.copy_(shifts * torch.from_numpy(known).to(shifts.device)[:, None])
 
-    def _effect_rows(self) -> np.ndarray:
-        """Training cells that say what tokens do."""
-        return np.sort(np.asarray(self.train_indices))
+    def _effect_rows(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Training cells that say what tokens do, and codes of them that are compared only where they agree."""
+        return np.sort(np.asarray(self.train_indices)), None
 
     def _fit_to_training_effects(self) -> None:
         """Let drawn cells move as the training cells did."""
         sized = self.module.options.calibrate and self.module.mechanisms is not None
         if self.adata is None or not (sized or self.module.options.remainder):
             return
-        observed = TrainingEffects(self, self._effect_rows())
+        observed = TrainingEffects(self, *self._effect_rows())
         if self.module.remainder is not None:
             self.module.remainder.clear()
         if sized:

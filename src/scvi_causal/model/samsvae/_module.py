@@ -20,7 +20,7 @@ from scvi_causal.nn import AbductedCounts, kl_standard_normal, nb_log_likelihood
 from scvi_causal.nn._masks import log_normal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from scvi_causal.model.samsvae._options import ModuleOptions
 
@@ -160,13 +160,18 @@ class SAMSVAEModule(CausalModule):
         def read(key: str) -> Tensor:
             return tensors.get(SOURCE_PREFIX + key, tensors[key]) if of_source else tensors[key]
 
-        codes = [read(REGISTRY_KEYS.BATCH_KEY).long().reshape(-1)]
-        if REGISTRY_KEYS.CAT_COVS_KEY in tensors:
-            codes += list(read(REGISTRY_KEYS.CAT_COVS_KEY).long().T)
+        codes = self.category_codes(read, tensors)
         parts = [F.one_hot(code, n).float() for code, n in zip(codes, self.n_categories, strict=True) if n > 1]
         if self.n_continuous:
             parts.append((read(REGISTRY_KEYS.CONT_COVS_KEY).float() - self.covariate_mean) / self.covariate_scale)
         return torch.cat(parts, 1) if parts else codes[0].new_zeros(len(codes[0]), 0, dtype=torch.float32)
+
+    def category_codes(self, read: Callable[[str], Tensor], tensors: dict[str, Tensor]) -> list[Tensor]:
+        """(cells,) codes of batch and categorical covariates, as :attr:`n_categories` counts them."""
+        codes = [read(REGISTRY_KEYS.BATCH_KEY).long().reshape(-1)]
+        if REGISTRY_KEYS.CAT_COVS_KEY in tensors:
+            codes += list(read(REGISTRY_KEYS.CAT_COVS_KEY).long().T)
+        return codes
 
     @property
     def dispersion(self) -> Tensor:
@@ -454,7 +459,9 @@ class SAMSVAEModule(CausalModule):
         mean, variance = self.abduct(tensors, own)
         z = mean + variance.sqrt() * _normal_like(mean, generator) if sample_latent else mean
         covariates, library = self.covariates(tensors), self.library(tensors)
-        remainder = self.complete_remainder(self.remainder_of(self.known_dosage(dosage, token_inputs)[0], seed), tensors)
+        remainder = self.complete_remainder(
+            self.remainder_of(self.known_dosage(dosage, token_inputs)[0], seed), tensors
+        )
         expected = self.decode(z, target, covariates, library, remainder)
         if not self.options.abduct_counts:
             return CounterfactualOutput(expected, NegativeBinomial(mu=expected, theta=self.dispersion), z)

@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix, hstack
 
 from scvi_causal._constants import CAUSAL_KEYS
+from scvi_causal.dataloaders import get_control_mask, get_strata
 from scvi_causal.model.base._condition_effects import condition_effects, denoise
 from scvi_causal.model.base._shrinkage import shrink_effects
 
 if TYPE_CHECKING:
     from scvi.data import AnnDataManager
 
-    from scvi_causal.model.cradlevae._module import CRADLEVAEModule
     from scvi_causal.model.samsvae._module import SAMSVAEModule
 
 _PSEUDOCOUNT = 0.05  # counts per 10,000: below it a ratio of means is noise
@@ -48,15 +47,11 @@ def start_at_effects(
         Log odds of the masks that start on.
     """
     shared, total = _token_effects(manager, rows, module)
-    n_kinds = len(total) - module.n_tokens
-    artifacts, shared, total = total[module.n_tokens :], shared[: module.n_tokens], total[: module.n_tokens]
-    most = max(module.n_latent // 2 - n_kinds, 0)
+    most = module.n_latent // 2
     scores, loadings = _factors(shared, most)
     own = _factors(total - scores @ loadings, most - scores.shape[1])
     scores, loadings = np.hstack([scores, own[0]]), np.vstack([loadings, own[1]])
     rank = scores.shape[1]
-    if n_kinds:
-        _start_artifacts(module, artifacts, range(rank, min(rank + n_kinds, module.n_latent)), size)
     if not rank:
         return
     on = np.abs(scores) > _SMALLEST_SHARE * np.abs(scores).max(0)
@@ -73,52 +68,48 @@ def start_at_effects(
         weight[: module.n_genes, :rank] = torch.from_numpy(loadings.T * scale).float()
 
 
-def _start_artifacts(module: CRADLEVAEModule, effects: np.ndarray, places: range, size: float) -> None:
-    """A latent dimension of its own for each kind of artifact, along its effect."""
-    with torch.no_grad():
-        for kind, place in enumerate(places):
-            length = float(np.abs(effects[kind]).max())
-            if length > 0:
-                module.artifacts.location[kind] = 0.0
-                module.artifacts.location[kind, place] = size
-                module.artifacts.log_scale[kind] = _EMBEDDING_SCALE
-                weight = module.decoder.loadings.weight
-                weight[:, place] = 0.0
-                weight[: module.n_genes, place] = torch.from_numpy(effects[kind] / size).float()
+def compared_cells(manager: AnnDataManager, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Cells whose differences from controls are effects of tokens.
 
+    Where quality is registered, failed cells are held against failed controls: otherwise what makes them fail would be an effect. Failed
+    cells of strata without failed controls are left out.
 
-def condition_dosage(manager: AnnDataManager, rows: np.ndarray) -> csr_matrix:
-    """(n_rows, n_tokens + n_kinds) what moves cells: tokens, and where quality is registered kinds of failure."""
-    dosage = csr_matrix(manager.get_from_registry(CAUSAL_KEYS.PERTURBATION))[rows]
+    Returns
+    -------
+    rows
+        Some of the given ones.
+    within
+        Their quality classes; ``None`` where no quality is registered.
+    """
     if CAUSAL_KEYS.QUALITY not in manager.data_registry:
-        return dosage
+        return rows, None
     quality = np.asarray(manager.get_from_registry(CAUSAL_KEYS.QUALITY)).ravel()[rows].astype(np.int64)
-    n_kinds = len(manager.get_state_registry(CAUSAL_KEYS.QUALITY)["categories"]) - 1
-    failed = quality > 0
-    if not failed.any() or not (~failed & (np.diff(dosage.indptr) == 0)).any():
-        return dosage
-    index = (np.flatnonzero(failed), quality[failed] - 1)
-    return hstack([dosage, csr_matrix((np.ones(failed.sum()), index), shape=(len(rows), n_kinds))]).tocsr()
+    control, stratum = get_control_mask(manager)[rows], get_strata(manager)[rows]
+    group = stratum * (quality.max() + 1) + quality
+    kept = (quality == 0) | np.isin(group, group[control])
+    return rows[kept], quality[kept]
 
 
 def _token_effects(manager: AnnDataManager, rows: np.ndarray, module: SAMSVAEModule) -> tuple[np.ndarray, np.ndarray]:
-    """(n_tokens, n_genes) log ratios of means: the part that tokens share, and all that is more than noise.
-
-    Where quality is registered its kinds of failure follow the tokens.
-    """
-    dosage = condition_dosage(manager, rows)
-    found = condition_effects(manager, rows, module.n_genes, log_normalize=True, dosage=dosage)
+    """(n_tokens, n_genes) log ratios of means: the part that tokens share, and all that is more than noise."""
+    rows, within = compared_cells(manager, rows)
+    found = condition_effects(manager, rows, module.n_genes, log_normalize=True, within=within)
     shared = denoise(found.effect, found.variance)
     rest = shrink_effects(found.effect - shared, found.noise, found.dosage, found.context).effect
     weight = np.sqrt(found.n_cells)[:, None]
     effects = []
     for change in (shared, shared + rest):
-        after = np.maximum(np.expm1(np.log1p(found.control) + change), 0.0)
-        ratio = np.log((after + _PSEUDOCOUNT) / (found.control + _PSEUDOCOUNT))
-        if not module.decoder.rest:  # shares add up to 1: what moves all genes alike moves nothing
-            ratio = ratio - ratio.mean(1, keepdims=True)
+        ratio = log_ratio(found.control, change, module.decoder.rest)
         effects.append(np.linalg.lstsq(found.dosage * weight, ratio * weight, rcond=1e-6)[0])
     return effects[0], effects[1]
+
+
+def log_ratio(control: np.ndarray, change: np.ndarray, rest: bool) -> np.ndarray:
+    """(n_rows, n_genes) change of log shares, from mean counts per 10,000 and the change of log(1 + these)."""
+    after = np.maximum(np.expm1(np.log1p(control) + change), 0.0)
+    ratio = np.log((after + _PSEUDOCOUNT) / (control + _PSEUDOCOUNT))
+    # shares add up to 1: what moves all genes alike moves nothing
+    return ratio if rest else ratio - ratio.mean(1, keepdims=True)
 
 
 def _factors(effects: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
