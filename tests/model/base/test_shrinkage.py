@@ -13,6 +13,7 @@ from scvi_causal.model.base._shrinkage import (
     pooling,
     shrink_effects,
     stein_factor,
+    sure_factor,
 )
 
 
@@ -238,13 +239,13 @@ def test_a_context_in_which_all_tokens_differ_alike():
 def test_targets_are_kept_where_nothing_else_is():
     rng = np.random.default_rng(0)
     effect, target = 0.3 * rng.normal(size=(10, 400)), np.arange(10)
-    effect[target, target] -= 2.0
+    effect[target, target] -= 1.0
     plain, found = shrink_tokens(effect, 0.09), shrink_tokens(effect, 0.09, target=target)
     np.testing.assert_allclose(found.effect[target, target], effect[target, target], atol=0.15)
     others = np.ones(effect.shape, dtype=bool)
     others[target, target] = False
     assert np.abs(found.effect[others]).max() < 0.3
-    assert ((found.effect[target, target] + 2) ** 2).mean() < 0.25 * ((plain.effect[target, target] + 2) ** 2).mean()
+    assert ((found.effect[target, target] + 1) ** 2).mean() < 0.25 * ((plain.effect[target, target] + 1) ** 2).mean()
 
 
 def test_targets_that_do_not_move_are_noise_too():
@@ -252,6 +253,34 @@ def test_targets_that_do_not_move_are_noise_too():
     found = shrink_tokens(effect, 0.09, target=np.arange(30))
     assert (found.effect**2).mean() < 0.1 * 0.09
     assert found.kept[np.arange(30), np.arange(30)].max() < 0.4
+
+
+# ---------------------------------------------------------------------- single genes
+
+
+def test_one_sure_gene_of_many_is_kept_without_being_named():
+    rng = np.random.default_rng(0)
+    effect, noise = 0.3 * rng.normal(size=(20, 400)), np.full((20, 400), 0.09)
+    effect[3, 7] -= 3.0
+    found = shrink_tokens(effect, 0.09).effect
+    np.testing.assert_allclose(found[3, 7], effect[3, 7], rtol=0.1)  # a part is in the mean of all tokens
+    found[3, 7] = 0.0
+    assert (found**2).mean() < 0.1 * 0.09
+    assert (sure_factor(effect, noise) > 0).sum() == 1
+
+
+def test_noise_is_hardly_ever_sure():
+    rng = np.random.default_rng(1)
+    kept = [(sure_factor(rng.normal(size=(20, 300)), np.ones((20, 300))) > 0).sum() for _ in range(50)]
+    assert np.mean(kept) < 0.4  # 1 / sqrt(pi ln n) in theory
+
+
+def test_a_gene_without_counts_in_one_population_is_not_sure_of_it():
+    """No count, no variance; other populations tell what the gene varies by."""
+    effect, noise = np.full((10, 50), 0.1), np.full((10, 50), 0.04)
+    effect[0, 0], noise[0, 0] = -0.3, 0.0
+    assert not sure_factor(effect, noise).any()
+    assert not sure_factor(np.zeros((2, 3)), np.zeros((2, 3))).any()
 
 
 # ---------------------------------------------------------------------- risk

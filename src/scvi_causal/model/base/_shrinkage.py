@@ -115,6 +115,30 @@ def stein_factor(energy: np.ndarray, noise: np.ndarray) -> np.ndarray:
     return np.where(energy > noise, 1.0 - noise / np.where(energy > 0, energy, 1.0), 0.0)
 
 
+def sure_factor(values: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    r"""Stein factors of single entries that are surely more than noise, and 0 for all others.
+
+    A perturbation that changes two genes of a thousand has little energy in all, and a factor of many genes takes these two for noise. What
+    exceeds :math:`\sqrt{2 \ln n}` standard errors, as no entry of n does by chance (Donoho and Johnstone, *Biometrika* 1994), is judged by itself.
+
+    Parameters
+    ----------
+    values, noise
+        (n_rows, n_genes) estimates and their sampling variances. A gene without counts in a row has no variance there: no variance is taken
+        to be smaller than that of the row and the gene at large.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sure_factor(np.array([[10.0, 1.0], [-1.5, 0.5]]), np.ones((2, 2))).tolist()
+    [[0.99, 0.0], [0.0, 0.0]]
+    """
+    total = max(float(noise.sum()), 1e-300)
+    typical = np.outer(noise.sum(1), noise.sum(0)) / total
+    energy = values**2 / np.maximum(np.maximum(noise, typical), 1e-300)
+    return np.where(energy > 2.0 * np.log(max(energy.size, 2)), 1.0 - 1.0 / np.maximum(energy, 1.0), 0.0)
+
+
 def noise_blocks(noise: np.ndarray) -> np.ndarray:
     """(n_genes, n_blocks) indicator of blocks of genes with similar noise, each with about the same share of all noise.
 
@@ -211,6 +235,7 @@ def _take_apart(
     energy[member] -= deviation[member, gene][:, None] ** 2 * blocks[gene]
     variance[member] -= own_noise[:, None] * blocks[gene]
     factor = stein_factor(np.maximum(energy, 0.0), np.maximum(variance, 0.0)) @ blocks.T
+    factor = np.maximum(factor, sure_factor(deviation, noise.of(coefficients, of_mean)))
     shrunken = mean_factor * mean + factor * deviation
     if len(member):
         excess = max(float((own**2 - own_noise).mean()), 0.0)
@@ -236,7 +261,8 @@ def shrink_effects(
 
     where :math:`\hat\rho_r = y_r - \sum_t d_{rt} \hat\beta_t` is how a row differs from what its tokens do over all contexts, and
     :math:`\hat g_c` the mean of these in its context. Each f is the :func:`stein_factor` of its part in a block of genes
-    (:func:`noise_blocks`). Without noise nothing changes, without effects little is left.
+    (:func:`noise_blocks`); an entry that is surely more than noise has its own (:func:`sure_factor`). Without noise nothing changes, without
+    effects little is left.
 
     Parameters
     ----------
