@@ -281,6 +281,7 @@ def test_a_gene_without_counts_in_one_population_is_not_sure_of_it():
     effect[0, 0], noise[0, 0] = -0.3, 0.0
     assert not sure_factor(effect, noise).any()
     assert not sure_factor(np.zeros((2, 3)), np.zeros((2, 3))).any()
+    np.testing.assert_allclose(sure_factor(np.full((2, 3), 1e9), np.zeros((2, 3))), 1.0)
 
 
 # ---------------------------------------------------------------------- risk

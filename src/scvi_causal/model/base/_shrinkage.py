@@ -133,9 +133,9 @@ def sure_factor(values: np.ndarray, noise: np.ndarray) -> np.ndarray:
     >>> sure_factor(np.array([[10.0, 1.0], [-1.5, 0.5]]), np.ones((2, 2))).tolist()
     [[0.99, 0.0], [0.0, 0.0]]
     """
-    total = max(float(noise.sum()), 1e-300)
-    typical = np.outer(noise.sum(1), noise.sum(0)) / total
-    energy = values**2 / np.maximum(np.maximum(noise, typical), 1e-300)
+    typical = np.outer(noise.sum(1), noise.sum(0)) / max(float(noise.sum()), 1e-300)
+    least = 1e-12 * float((values**2).max(initial=0.0)) + 1e-300
+    energy = values**2 / np.maximum(np.maximum(noise, typical), least)
     return np.where(energy > 2.0 * np.log(max(energy.size, 2)), 1.0 - 1.0 / np.maximum(energy, 1.0), 0.0)
 
 
