@@ -67,6 +67,20 @@ def test_published_terms(batch):
     assert terms["density"].item() == pytest.approx(2.5)
 
 
+def test_effects_may_stay_in_the_objective(batch):
+    module = make_module(alignment_weight=2.0)
+    assert "alignment" not in make_module().extra_terms(batch, {})
+    mechanisms = module.mechanisms
+    with torch.no_grad():
+        mechanisms.effect[0] = 1.0
+        mechanisms.noise[0, 2:] = 0.5
+        mechanisms.noise[1] = 0.1  # no cell of the batch carries it
+    mean, variance = mechanisms.moments(torch.tensor([0]))
+    misfit = 0.5 * (((1.0 - mean[0, 2:]).square() + variance[0, 2:]) / 0.5).sum()
+    # one of two cells of the batch carries the token, and two training cells do
+    assert module.extra_terms(batch, {})["alignment"].item() == pytest.approx(2.0 * misfit.item() / 4, rel=1e-5)
+
+
 def test_rows_of_nodes_that_nobody_perturbed_are_held_at_their_prior(batch):
     held = make_module("paper", prior_of_unperturbed=True)
     term = held.extra_terms(batch, {})["unperturbed"]
@@ -130,7 +144,9 @@ def test_artifacts_come_off_the_basal_state():
     expression = torch.randn(2, 4)
     condition = torch.zeros(2, 8)
     mean, variance = module.encode(expression, condition, torch.zeros(2, module.n_covariates))
-    moved, _ = module.encode(expression, condition + torch.tensor([0.0] * 5 + [1.0, 0.0, 0.0]), torch.zeros(2, module.n_covariates))
+    moved, _ = module.encode(
+        expression, condition + torch.tensor([0.0] * 5 + [1.0, 0.0, 0.0]), torch.zeros(2, module.n_covariates)
+    )
     assert torch.allclose((mean - moved)[:, 1:], torch.zeros(2, 2))
     # prior and encoder are combined: of a unit, the share that the prior leaves
     assert torch.allclose((mean - moved)[:, 0], 1.0 - variance[:, 0], atol=1e-6)
