@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from scvi_causal.model.cradlevae._module import CRADLEVAEModule
 
 
-MODE = "covariate"
+_EMBEDDING_SCALE = -2.0  # log standard deviation of what starts at an estimate
 
 
 def start_artifacts(module: CRADLEVAEModule, manager: AnnDataManager, rows: np.ndarray) -> None:
-    """Start the artifacts of a fresh module.
+    """Start the artifacts of a fresh module: where quality is a covariate as a shift of log shares, else along a latent dimension.
 
     Parameters
     ----------
@@ -42,14 +42,14 @@ def start_artifacts(module: CRADLEVAEModule, manager: AnnDataManager, rows: np.n
             if not np.abs(effect).any():
                 continue
             loadings = torch.from_numpy(effect).float()
-            if module.options.quality_covariate and MODE == "covariate":
+            if module.options.quality_covariate:
                 place = module.first_quality_column + 1 + kind
                 module.decoder.covariates.weight[: module.n_genes, place] = loadings
-                module.artifacts.log_scale[kind] = -2.0
+                module.artifacts.log_scale[kind] = _EMBEDDING_SCALE
             elif free:
                 place = free.pop(0)
                 module.artifacts.location[kind, place] = size
-                module.artifacts.log_scale[kind] = -2.0
+                module.artifacts.log_scale[kind] = _EMBEDDING_SCALE
                 module.decoder.loadings.weight[:, place] = 0.0
                 module.decoder.loadings.weight[: module.n_genes, place] = loadings / size
 

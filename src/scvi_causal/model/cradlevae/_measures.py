@@ -126,9 +126,8 @@ class ArtifactMeasuresMixin:
                 for code in [0, *codes]:
                     quality = {CAUSAL_KEYS.QUALITY: torch.full((len(z), 1), code, device=z.device)}
                     condition = module.condition_from(row.expand(len(z), -1), drawn, quality)
-                    whole = module.complete_remainder(remainder, quality)
                     at = module.at_quality(covariates, quality[CAUSAL_KEYS.QUALITY].squeeze(1))
-                    mean = module.decode(z, condition, at, library, whole)
+                    mean = module.decode(z, condition, at, library, remainder)
                     means.append(expected_expression(mean, module.dispersion, transform))
                 rows += [mean - means[0] for mean in means[1:]]
         names = [self._quality_classes[code] for code in codes]

@@ -15,7 +15,6 @@ from scvi_causal._docs import docs
 from scvi_causal.data._messages import did_you_mean, listed, plural
 from scvi_causal.data.fields import QualityField
 from scvi_causal.model.base._request import check_rows
-from scvi_causal.model.cradlevae._artifact_remainder import fit_artifact_remainder
 from scvi_causal.model.cradlevae._artifact_start import start_artifacts
 from scvi_causal.model.cradlevae._measures import ArtifactMeasuresMixin
 from scvi_causal.model.cradlevae._module import CRADLEVAEModule
@@ -233,11 +232,6 @@ class CRADLEVAE(ArtifactMeasuresMixin, SAMSVAE):
 
     def _effect_rows(self) -> tuple[np.ndarray, np.ndarray | None]:
         return compared_cells(self.adata_manager, super()._effect_rows()[0])
-
-    def _fit_to_training_effects(self) -> None:
-        super()._fit_to_training_effects()
-        if self.adata is not None and self.module.options.remainder:
-            fit_artifact_remainder(self, np.sort(np.asarray(self.train_indices)))
 
     # ------------------------------------------------------------------ predictions
 

@@ -81,8 +81,6 @@ class CRADLEVAEModule(SAMSVAEModule):
         # filled before training; the class that passes comes first
         self.register_buffer("cells_per_quality", torch.zeros(n_kinds + 1))
         self.register_buffer("validation_cells_per_quality", torch.zeros(n_kinds + 1))
-        # filled after training
-        self.register_buffer("artifact_remainder", torch.zeros(n_kinds if options.remainder else 0, n_genes))
         # of the artifact loss, filled during training: see ReferencePools
         self.register_buffer("reference_expression", torch.zeros(0, n_genes), persistent=False)
         self.register_buffer("reference_of_cell", torch.zeros(0, dtype=torch.int64), persistent=False)
@@ -145,14 +143,6 @@ class CRADLEVAEModule(SAMSVAEModule):
     ) -> Tensor:
         """Perturbations and artifact of cells, from what their perturbations do."""
         return self.join(condition, of_quality(self.artifact_values(seed), self.quality(tensors, of_source)))
-
-    def complete_remainder(
-        self, remainder: Tensor | None, tensors: dict[str, Tensor], of_source: bool = False
-    ) -> Tensor | None:
-        """Remainders of perturbations and artifact."""
-        if remainder is None:
-            return None
-        return remainder + F.pad(self.artifact_remainder, (0, 0, 1, 0))[self.quality(tensors, of_source)]
 
     def _inverse_quality_counts(self) -> Tensor:
         """(n_kinds,) one over the number of cells of the split with each kind of failure; 0 where there are none."""

@@ -118,7 +118,7 @@ def _draw_cells(module, tensors, dosage, drawn, library) -> csr_matrix:
     size = size if library is None else torch.full_like(size, library)
     z = torch.randn(len(size), module.n_latent, device=size.device)
     condition = module.condition_from(dosage.expand(len(size), -1), drawn, tensors)
-    remainder = module.complete_remainder(module.remainder_of(dosage[None]), tensors)
+    remainder = module.remainder_of(dosage[None])
     mean = module.decode(z, condition, module.covariates(tensors), size, remainder)
     rate = torch._standard_gamma(module.dispersion.expand_as(mean)) * mean / module.dispersion
     return csr_matrix(torch.poisson(rate).cpu().numpy())

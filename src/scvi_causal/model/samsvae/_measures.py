@@ -254,7 +254,7 @@ def _bound(module, tensors, drawn, n_particles: int) -> Tensor:
     mean, variance = module.abduct(tensors, condition)
     mean, variance = mean.expand(n_particles, -1, -1), variance.expand(n_particles, -1, -1)
     z = mean + variance.sqrt() * torch.randn_like(mean)
-    remainder = module.complete_remainder(module.remainder_of(dosage), tensors)
+    remainder = module.remainder_of(dosage)
     expected = module.decode(z, condition, module.covariates(tensors), module.library(tensors), remainder)
     ratio = 0.5 * ((z - mean).square() / variance + variance.log() - z.square()).sum(-1)
     return torch.logsumexp(module.log_likelihood(x, expected) + ratio, 0) - math.log(n_particles)

@@ -44,12 +44,6 @@ class PredictionModule(CausalModule):
         """(cells, n_genes) what dosages (cells, n_tokens) add to log shares beside the condition; ``None`` in a model without that."""
         return None if self.remainder is None else self.remainder(dosage, seed)
 
-    def complete_remainder(
-        self, remainder: Tensor | None, tensors: dict[str, Tensor], of_source: bool = False
-    ) -> Tensor | None:
-        """What :meth:`decode` takes, from the remainders of the perturbations of cells; see :meth:`complete`."""
-        return remainder
-
     def draw_all(self, n_particles: int) -> Tensor | None:
         """(n_particles, n_tokens, n_latent) draws of the shifts of all tokens; ``None`` for a conditional VAE."""
         if self.mechanisms is None:
@@ -132,14 +126,11 @@ class PredictionModule(CausalModule):
         mean, variance = self.abduct(tensors, own)
         z = mean + variance.sqrt() * _normal_like(mean, generator) if sample_latent else mean
         covariates, library = self.covariates(tensors), self.library(tensors)
-        remainder = self.complete_remainder(
-            self.remainder_of(self.known_dosage(dosage, token_inputs)[0], seed), tensors
-        )
+        remainder = self.remainder_of(self.known_dosage(dosage, token_inputs)[0], seed)
         expected = self.decode(z, target, covariates, library, remainder)
         if not self.options.abduct_counts:
             return CounterfactualOutput(expected, NegativeBinomial(mu=expected, theta=self.dispersion), z)
         own_remainder = self.remainder_of(tensors[CAUSAL_KEYS.PERTURBATION], seed)
-        own_remainder = self.complete_remainder(own_remainder, tensors, of_source=True)
         source = self.decode(z, own, self.covariates(tensors, of_source=True), library, own_remainder)
         counts = AbductedCounts(tensors[REGISTRY_KEYS.X_KEY], source, expected, self.dispersion)
         return CounterfactualOutput(counts.mean, counts, z)
