@@ -32,7 +32,6 @@ CASES = {
     "artifact_loss='none'": ("artifact", SIZES | {"artifact_loss": "none"}),
     "artifact_loss='intended'": ("artifact", SIZES | {"artifact_loss": "intended"}),
     "artifact_loss='published'": ("artifact", SIZES | {"artifact_loss": "published"}),
-    "artifact_loss_weight=1": ("artifact", SIZES | {"artifact_loss_weight": 1.0}),
     "quality_weights='none'": ("artifact", SIZES | {"quality_weights": "none"}),
     "quality_weights='published'": ("artifact", SIZES | {"quality_weights": "published"}),
     "quality_covariate=False": ("artifact", SIZES | {"quality_covariate": False}),
