@@ -24,15 +24,15 @@ PAPER = SIZES | {"preset": "paper", "n_hidden": 128, "n_guide_hidden": 100}
 # name: options of the model, of the training, how many seeds
 CASES = {
     "default": (SIZES, {"max_epochs": 150}, 5),
-    "no start at effects": (SIZES | {"start_at_effects": False}, {"max_epochs": 150}, 3),
-    "no remainder": (SIZES | {"remainder": False}, {"max_epochs": 150}, 3),
-    "without masks: mechanism='dense'": (SIZES | {"mechanism": "dense"}, {"max_epochs": 150}, 3),
-    "mechanism='one-hot'": (SIZES | {"mechanism": "one-hot"}, {"max_epochs": 150}, 2),
-    "mask_prior=0.01": (SIZES | {"mask_prior": 0.01}, {"max_epochs": 150}, 2),
-    "posterior='network'": (SIZES | {"posterior": "network"}, {"max_epochs": 150}, 2),
-    "guide='mean-field'": (SIZES | {"guide": "mean-field"}, {"max_epochs": 150}, 2),
-    "mask_gradient='relaxed'": (SIZES | {"mask_gradient": "relaxed"}, {"max_epochs": 150}, 2),
-    "paper, 600 steps": (PAPER, {"max_epochs": 150}, 2),
+    "no start at effects": (SIZES | {"start_at_effects": False}, {"max_epochs": 150}, 5),
+    "no remainder": (SIZES | {"remainder": False}, {"max_epochs": 150}, 5),
+    "without masks: mechanism='dense'": (SIZES | {"mechanism": "dense"}, {"max_epochs": 150}, 5),
+    "mechanism='one-hot'": (SIZES | {"mechanism": "one-hot"}, {"max_epochs": 150}, 5),
+    "mask_prior=0.01": (SIZES | {"mask_prior": 0.01}, {"max_epochs": 150}, 5),
+    "posterior='network'": (SIZES | {"posterior": "network"}, {"max_epochs": 150}, 5),
+    "guide='mean-field'": (SIZES | {"guide": "mean-field"}, {"max_epochs": 150}, 5),
+    "mask_gradient='relaxed'": (SIZES | {"mask_gradient": "relaxed"}, {"max_epochs": 150}, 5),
+    "paper, 600 steps": (PAPER, {"max_epochs": 150}, 5),
 }
 TEXT = """Precision, recall and F1 of masks with a probability above 1/2, after matching latent dimensions to the true ones; `F1 by size`:
 of the largest shifts, as many as there are true ones, which a model without masks has too. `effects`: correlation of the
