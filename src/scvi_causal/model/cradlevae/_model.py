@@ -53,9 +53,9 @@ class CRADLEVAE(ArtifactMeasuresMixin, SAMSVAE):
         Where the artifact enters. ``"add"``: a shift of latent variables, like that of a perturbation but without a mask. ``"concat"``:
         basal state, shift and artifact are inputs of the decoder side by side (as published).
     quality_weights
-        Weights of the likelihoods of cells. ``"balanced"``: the classes count alike, and the mean weight of the training cells is 1.
-        ``"published"``: passing cells have the share of failed ones in the batch as weight, and the other way round. ``"none"``: all cells
-        count alike.
+        Weights of the likelihoods of cells. ``"none"``: all cells count alike. ``"balanced"``: the classes count alike, and the mean weight
+        of the training cells is 1. ``"published"``: passing cells have the share of failed ones in the batch as weight, and the other way
+        round.
     quality_covariate
         Whether the artifact also acts on the log shares of genes directly, as a batch does, and the encoder is told the quality.
     artifact_loss

@@ -18,7 +18,7 @@ class ArtifactOptions(ModuleOptions):
 
     artifact: Artifact = "add"
     quality_covariate: bool = True
-    quality_weights: QualityWeights = "balanced"
+    quality_weights: QualityWeights = "none"
     artifact_loss: ArtifactLoss = "intended"
     artifact_loss_weight: float = 0.1
 
