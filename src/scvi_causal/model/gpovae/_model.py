@@ -272,7 +272,8 @@ class GPOVAE(NetworkReportMixin, CRADLEVAE):
 
     def _predictable_token(self, token: str, seen: bool, described: bool, in_graph: bool) -> tuple[bool, str]:
         answer, reason = super()._predictable_token(token, seen, described, in_graph)
-        if not answer and token in self.node_names_.tolist():
+        announced = token in self._vocabulary or token in self._extra_tokens()
+        if not answer and announced and token in self.node_names_.tolist():
             reason += "; others act on its node, but no cell says which edges leave it"
         return answer, reason
 
