@@ -179,7 +179,8 @@ TEXT = """Means over screens (seeds). `before`, `after`: energy distance of held
 without the artifact (expected 0 for cells that are such), mean over conditions and four draws; `after, mean shift`: failed cells less the mean difference of training cells, log1p scale, which knows that the artifact is
 the same in all cells and leaves no counts. `artifact`: correlation of what is taken off with what was planted. `quality from z`: area under the curve of a linear
 classifier of quality from basal states of held-out cells, those of each condition centred (0.5 is best). `effects, r` and `effects, error`: drawn cells against the true change of mean log1p expression without the
-artifact: Pearson over genes, mean over tokens; squared error relative to no effect. A token without a training cell counts as 0, and as no effect."""
+artifact: Pearson over genes, mean over tokens; squared error relative to no effect. A token without a training cell counts as 0, and as no effect.
+Rows come from several runs of the script (`--cases`, `--worlds`, `--seeds`); the defaults were chosen on these screens."""
 
 
 def report(table: pd.DataFrame) -> None:

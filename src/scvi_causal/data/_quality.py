@@ -56,7 +56,7 @@ def annotate_quality(
     key_added: str = "quality",
     seed: int = 0,
 ) -> None:
-    r"""Label each cell ``"pass"`` or ``"fail"`` in ``adata.obs[key_added]``, ready for ``setup_anndata(quality_key=...)``.
+    r"""Label each cell ``"pass"`` or ``"fail"`` in ``adata.obs[key_added]``, ready for ``CRADLEVAE.setup_anndata(quality_key=...)``.
 
     A cell fails if one of six flags is set, with :math:`m` the median and :math:`\mathrm{MAD}` the median of :math:`|v - m|`,
     not scaled:

@@ -27,6 +27,13 @@ class QualityField(BaseAnnDataField):
         Column of ``adata.obs``.
     pass_category
         Its value for cells that pass; every other value is a kind of failure, in alphabetical order.
+
+    Examples
+    --------
+    >>> import anndata, numpy as np, pandas as pd
+    >>> obs = pd.DataFrame({"quality": ["fine", "doublet", "fine"]}, index=["a", "b", "c"])
+    >>> QualityField("quality", "fine").check(anndata.AnnData(np.ones((3, 1)), obs))[1].tolist()
+    [0, 1, 0]
     """
 
     CATEGORIES_KEY = "categories"
@@ -129,7 +136,7 @@ def _values(adata: AnnData, key: str, how: str) -> np.ndarray:
     if key not in adata.obs:
         raise ValueError(
             f"{key!r}, the quality of cells, is not a column of adata.obs, which has {listed(adata.obs.columns, 20)}."
-            f"{did_you_mean(key, adata.obs.columns)} {how[0].upper() if how[0].islower() and not how.startswith('scvi') else how[0]}{how[1:]}"
+            f"{did_you_mean(key, adata.obs.columns)} {how}"
         )
     column = adata.obs[key]
     absent = column.isna().to_numpy()
