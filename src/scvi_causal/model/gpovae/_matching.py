@@ -19,8 +19,8 @@ def import_transport() -> Any:
         import ot
     except ImportError as error:
         raise ImportError(
-            "matching='ot' needs the optional library POT (pip install POT). matching='random' takes a control of the same batch and "
-            "covariates instead."
+            "matching='ot' needs the optional library POT: pip install 'scvi-causal[ot]'. matching='random' takes a control of "
+            "the same batch and covariates instead."
         ) from error
     return ot
 
