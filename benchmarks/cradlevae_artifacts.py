@@ -27,16 +27,22 @@ WORLDS = {
 SIZES = {"n_latent": 20}
 PAPER = SIZES | {"preset": "paper", "n_hidden": 128, "n_guide_hidden": 100}
 # name: how quality is used, options
-BALANCED = SIZES | {"quality_weights": "balanced"}
+INTENDED = SIZES | {"artifact_loss": "intended"}
+BALANCED = INTENDED | {"quality_weights": "balanced"}
 CASES = {
     "default": ("artifact", SIZES),
-    "quality_weights='balanced'": ("artifact", BALANCED),
+    "artifact_loss='intended'": ("artifact", INTENDED),
+    "artifact_loss='none'": ("artifact", SIZES | {"artifact_loss": "none"}),
+    "balanced, intended": ("artifact", BALANCED),
     "quality_weights='published'": ("artifact", SIZES | {"quality_weights": "published"}),
     "balanced, artifact_loss='none'": ("artifact", BALANCED | {"artifact_loss": "none"}),
     "balanced, artifact_loss='matched'": ("artifact", BALANCED | {"artifact_loss": "matched"}),
     "balanced, artifact_loss='published'": ("artifact", BALANCED | {"artifact_loss": "published"}),
-    "balanced, quality_covariate=False": ("artifact", BALANCED | {"quality_covariate": False}),
-    "balanced, artifact='concat'": ("artifact", BALANCED | {"artifact": "concat"}),
+    "balanced, matched, quality_covariate=False": (
+        "artifact",
+        BALANCED | {"quality_covariate": False, "artifact_loss": "matched"},
+    ),
+    "balanced, intended, artifact='concat'": ("artifact", BALANCED | {"artifact": "concat"}),
     "paper, 600 steps": ("artifact", PAPER),
     "paper, 4000 steps": ("artifact", PAPER | {"n_steps": 4000}),
     "SAMSVAE, all cells": ("nothing", SIZES),

@@ -59,10 +59,10 @@ class CRADLEVAE(ArtifactMeasuresMixin, SAMSVAE):
     quality_covariate
         Whether the artifact also acts on the log shares of genes directly, as a batch does, and the encoder is told the quality.
     artifact_loss
-        ``"intended"``: KL divergence between the basal states of a cell and of a reference profile, a mean of up to 50 training cells of
-        the other quality class with the same perturbation, both encoded as of that class. ``"published"``: as published, with
-        failed cells as reference of all. ``"matched"``: squared difference between the mean basal states of the classes, each encoded as
-        what it is; the default with ``quality_covariate=False``. ``"none"``: none.
+        ``"matched"``: squared difference between the mean basal states of the quality classes with the same perturbations, each encoded as
+        what it is. ``"intended"``: KL divergence between the basal states of a cell and of a reference profile, a mean of up to 50 training
+        cells of the other quality class with the same perturbation, both encoded as of that class. ``"published"``: as published, with
+        failed cells as reference of all. ``"none"``: none.
     artifact_loss_weight
         Its weight.
     **options

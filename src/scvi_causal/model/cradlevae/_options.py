@@ -19,7 +19,8 @@ class ArtifactOptions(ModuleOptions):
     artifact: Artifact = "add"
     quality_covariate: bool = True
     quality_weights: QualityWeights = "none"
-    artifact_loss: ArtifactLoss = "intended"
+    # "intended" pulls cells of a condition together, real cells more than simulated ones: see the user guide
+    artifact_loss: ArtifactLoss = "matched"
     artifact_loss_weight: float = 0.1
 
 
@@ -66,9 +67,6 @@ def artifact_options(
                 "start_at_effects=True needs artifact='add': embeddings have no latent dimensions of their own."
             )
         given = {"posterior": "network", "start_at_effects": False, **given}
-    if given.get("quality_covariate") is False and preset != "paper":
-        # an encoder that takes the artifact off by subtraction alone is driven to ignore it by the intended loss
-        given = {"artifact_loss": "matched", **given}
     options = module_options(preset, kind, paper, {**CHOICES, **(choices or {})}, **given)
     if not options.artifact_loss_weight >= 0.0:
         raise ValueError(f"artifact_loss_weight={options.artifact_loss_weight}: pass 0 or a positive number.")
