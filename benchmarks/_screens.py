@@ -82,7 +82,13 @@ class WithQuality(ModelPredictor):
     """
 
     def __init__(
-        self, model_class: type, setup: dict, columns: dict, batch_key: str | None, kwargs: dict | None = None, seed: int = 0
+        self,
+        model_class: type,
+        setup: dict,
+        columns: dict,
+        batch_key: str | None,
+        kwargs: dict | None = None,
+        seed: int = 0,
     ):
         super().__init__(model_class, setup, kwargs, seed=seed)
         self.labels = {"columns": columns, "batch_key": batch_key, "doublets": False}
