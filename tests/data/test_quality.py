@@ -227,6 +227,22 @@ class TestThresholdsOfOthers:
         assert other.obs["quality_low_counts"].tolist() == (np.asarray(other.X.sum(1)).ravel() < cut).tolist()
         pd.testing.assert_frame_equal(other.uns["quality_thresholds"], table)
 
+    def test_metrics_come_from_where_they_were_fitted(self):
+        adata, mito = screen(300), np.random.default_rng(0).random(300)
+        adata.obs["whole"], adata.obs["leak"] = 50.0 * np.asarray(adata.X.sum(1)).ravel(), mito
+        columns = {"counts": "whole", "mito": "leak", "genes": None, "ribo": None, "hb": None}
+        annotate_quality(adata, columns=columns, doublets=False)
+        table, before = adata.uns["quality_thresholds"], adata.obs["quality"].tolist()
+        assert 0 < before.count("fail") < 60
+        again = adata.copy()
+        annotate_quality(again, doublets=False, thresholds=table)
+        assert again.obs["quality"].tolist() == before
+        with pytest.raises(ValueError, match=r"of 'counts' were fitted on obs\['whole'\].*read from the counts"):
+            annotate_quality(again, doublets=False, thresholds=table, columns={"mito": "leak"})
+        del again.obs["leak"]
+        with pytest.raises(ValueError, match="'leak' is no column"):
+            annotate_quality(again, doublets=False, thresholds=table)
+
     def test_that_do_not_fit_are_refused(self):
         adata = screen(300)
         adata.obs["batch"] = "a"

@@ -16,7 +16,7 @@ from scvi_causal._constants import UNS_KEY
 from ._cell_metrics import METRICS, PAPER_PATTERNS, PATTERNS, cell_metrics, scrublet_doublets
 from ._holdout import Screen, read_columns
 from ._messages import did_you_mean, listed, plural
-from ._quality_thresholds import ALL, QUALITY_FLAGS, check_thresholds, fit_thresholds, flag_cells
+from ._quality_thresholds import ALL, QUALITY_FLAGS, check_thresholds, columns_of, fit_thresholds, flag_cells
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -110,7 +110,8 @@ def annotate_quality(
         Whether to call Scrublet, which takes most of the time, and copies one batch at a time.
     thresholds
         Table from ``uns[f"{key_added}_thresholds"]`` of other cells: nothing is fitted, its thresholds are applied. For query
-        data, or for cells that a model generated, which are to be judged as the observed ones were.
+        data, or for cells that a model generated, which are to be judged as the observed ones were. Metrics then come from the columns
+        that the thresholds were fitted on, unless ``columns`` names some.
     layer
         Layer of the counts; ``None`` is ``X``.
     perturbation_key, control_category, separator
@@ -144,6 +145,8 @@ def annotate_quality(
     """
     given = {"fit_on": fit_on, "log_counts": log_counts, "zero_mad": zero_mad}
     options = _options(preset, given, n_mads, columns, patterns)
+    if columns is None and thresholds is not None:
+        columns = columns_of(thresholds)
     columns = dict(columns or {})
     doublets = doublets and "doublet" not in columns
     known_doublets = columns.pop("doublet", None)
@@ -156,9 +159,9 @@ def annotate_quality(
         if options["fit_on"] == "controls":
             screen = Screen.read(adata, perturbation_key, control_category, separator, None)
         fit = _cells_to_fit(adata, screen, split_key)
-        thresholds = fit_thresholds(values, batches, fit, options)
+        thresholds = fit_thresholds(values, columns, batches, fit, options)
     else:
-        thresholds = check_thresholds(thresholds, values, batches)
+        thresholds = check_thresholds(thresholds, values, columns, batches)
     flags = flag_cells(values, batches, thresholds)
     if known_doublets is not None:
         flags["doublet"] = _known_doublets(adata, known_doublets)

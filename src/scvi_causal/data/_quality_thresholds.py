@@ -24,7 +24,8 @@ ALL = "all"
 """The batch where there are none."""
 # the standard error of a MAD of this many normal values is 16 %
 _MIN_CELLS = 50
-_COLUMNS = ["batch", "flag", "metric", "n_cells", "median", "mad", "threshold"]
+_COLUMNS = ["batch", "flag", "metric", "source", "n_cells", "median", "mad", "threshold"]
+_COUNTED = ""
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ class Rule:
         return median, mad, float(np.expm1(threshold)) if self.log else threshold
 
 
-def fit_thresholds(values: dict[str, np.ndarray], batches: np.ndarray, fit: np.ndarray, options: dict) -> pd.DataFrame:
-    """One row per batch and flag."""
+def fit_thresholds(
+    values: dict[str, np.ndarray], columns: dict[str, str | None], batches: np.ndarray, fit: np.ndarray, options: dict
+) -> pd.DataFrame:
+    """One row per batch and flag; ``source`` is the column of obs that the metric came from, empty for the counts."""
     rows, names = [], sorted(set(batches))
     few = [name for name in names if (fit & (batches == name)).sum() < _MIN_CELLS] if len(names) > 1 else []
     if few:
@@ -66,15 +69,36 @@ def fit_thresholds(values: dict[str, np.ndarray], batches: np.ndarray, fit: np.n
             if metric in values:
                 rule = Rule.of(metric, options["log_counts"])
                 found = rule.fit(values[metric][cells], options["n_mads"], options["zero_mad"] == "skip")
-                rows.append((name, flag, metric, int(cells.sum()), *found))
+                rows.append((name, flag, metric, columns.get(metric, _COUNTED), int(cells.sum()), *found))
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def check_thresholds(table: pd.DataFrame, values: dict, batches: np.ndarray) -> pd.DataFrame:
-    """A table from other cells, for the flags and batches there are."""
+def columns_of(table: pd.DataFrame) -> dict[str, str | None]:
+    """Columns of obs that the metrics of a table came from; ``None`` for metrics that it has not."""
+    if not {"metric", "source"} <= set(table):
+        return {}
+    found = dict(zip(table["metric"].astype(str), table["source"].astype(str), strict=True))
+    named = {metric: source for metric, source in found.items() if source != _COUNTED}
+    return named | {metric: None for metric in QUALITY_FLAGS.values() if metric not in found and metric != "doublet"}
+
+
+def check_thresholds(
+    table: pd.DataFrame, values: dict, columns: dict[str, str | None], batches: np.ndarray
+) -> pd.DataFrame:
+    """A table from other cells, for the flags and batches there are, and for metrics that mean the same."""
     missing = [c for c in ("batch", "flag", "threshold") if c not in table]
     if missing:
         raise ValueError(f"thresholds lacks the columns {listed(missing)}: take it from uns['quality_thresholds'].")
+    if {"metric", "source"} <= set(table):
+        of_table = dict(zip(table["metric"].astype(str), table["source"].astype(str), strict=True))
+        for metric in [m for m in of_table if m in values]:
+            given = columns.get(metric) or _COUNTED
+            if given != of_table[metric]:
+                before, now = (f"obs[{name!r}]" if name else "the counts" for name in (of_table[metric], given))
+                raise ValueError(
+                    f"The thresholds of {metric!r} were fitted on {before}, and here it is read from {now}, which is another scale. Leave columns "
+                    "out, and those of the thresholds are taken, or name them alike."
+                )
     known = set(table["batch"].astype(str))
     unknown = [] if known == {ALL} else sorted(set(batches) - known)
     if unknown:

@@ -194,6 +194,12 @@ def test_saved_and_loaded(trained, bare, tmp_path):
     trained.save(tmp_path / "model")
     loaded = GPOVAE.load(tmp_path / "model", adata=bare.copy())
     assert loaded.get_grn().equals(trained.get_grn())
+    with pytest.warns(UserWarning, match="loaded without anndata"):
+        alone = GPOVAE.load(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"GPOVAE.load\(folder, adata=adata\)"):
+        alone.sample_cells(n_cells=1)
+    with pytest.raises(ValueError, match=r"GPOVAE.load\(folder, adata=adata\)"):
+        alone.get_average_treatment_effects()
     assert loaded.get_perturbation_masks().equals(trained.get_perturbation_masks())
 
 
@@ -216,7 +222,14 @@ def test_quality_is_optional(bare):
     without = fit(bare.copy())
     with pytest.raises(ValueError, match="quality_key"):
         without.predict_counterfactual(quality="pass")
-    assert without.sample_cells(n_cells=2).n_vars == bare.n_vars
+    cells = without.sample_cells(n_cells=2)
+    assert cells.n_vars == bare.n_vars
+    assert set(cells.obs["library"]) <= set(bare.obs["library"])  # of whole cells, as it is registered
+    token = without.seen_tokens_[0]
+    effects = without.get_average_treatment_effects(token, n_samples=20)
+    assert effects.shape == (1, bare.n_vars)
+    assert np.abs(effects.to_numpy()).max() > 0.01
+    assert "mask_prior: learned" in without._model_summary_string
     with pytest.raises(ValueError, match="quality_key"):
         without.sample_cells(n_cells=2, quality="pass")
 

@@ -161,6 +161,7 @@ def test_artifacts_come_off_the_basal_state():
         ({"guide": "correlated"}, "spike-and-slab"),
         ({"alignment_weight": -1.0}, "0 or a positive"),
         ({"matching": "nearest"}, "'random', 'ot'"),
+        ({"matching": "ot", "n_hops": 2}, "matching, n_hops belong to alignment='cells'"),
     ],
 )
 def test_contradictions(options, message):

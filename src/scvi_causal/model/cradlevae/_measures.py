@@ -48,7 +48,7 @@ class ArtifactMeasuresMixin:
         quality
             Quality class; ``None`` is that of cells that pass. Libraries and covariates come from training cells of this class.
         library
-            Counts of every cell, instead of those of training cells.
+            Library of every cell, instead of those of training cells: its counts, or the size factor where one is registered.
         %(param_covariates)s
         %(param_seed)s
 

@@ -193,7 +193,7 @@ class CRADLEVAE(ArtifactMeasuresMixin, SAMSVAE):
         return artifact_options(preset, **{**given, **self._own_options})
 
     def _average_at(self) -> dict[str, str]:
-        return {self._quality_key: self._quality_classes[0]}
+        return dict.fromkeys(self._settable_covariates(), self._quality_classes[0])
 
     def _data_sizes(self) -> dict[str, Any]:
         return {**super()._data_sizes(), "n_kinds": len(self._quality_classes) - 1}

@@ -138,6 +138,10 @@ class GPOVAE(NetworkReportMixin, CRADLEVAE):
                 import_transport()
                 measured = np.isin(self._var_names(), self._vocabulary.tokens)
                 self._datasplitter_defaults["match_genes"] = np.flatnonzero(measured)
+        if self.module.options.learn_probability:  # what the options name is where it starts
+            self._model_summary_string = self._model_summary_string.replace(
+                f"mask_prior: {self.module.options.mask_prior}", "mask_prior: learned"
+            )
         self._model_summary_string += (
             f" nodes: {self.module.n_nodes}, alignment: {self.module.options.alignment}, "
             f"indirect: {self.module.options.indirect}."

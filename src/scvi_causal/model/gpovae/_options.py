@@ -45,6 +45,7 @@ PAPER: dict[str, Any] = {
     "n_encoder_hidden": 200,
 }
 CHOICES = {"alignment": Alignment, "indirect": Indirect, "matching": Matching}
+_OF_CELLS = ("matching", "n_hops", "change_threshold", "density_weight", "prior_of_unperturbed")
 _NOT_NEGATIVE = ("alignment_weight", "n_hops", "density_weight", "change_threshold")
 
 
@@ -74,6 +75,12 @@ def network_options(preset: Preset, has_quality: bool, **given: Any) -> NetworkO
         given |= {"quality_weights": "none", "artifact_loss": "none"}
     given |= {"learn_probability": "mask_prior" not in given, "learn_scale": "embedding_prior_scale" not in given}
     options = artifact_options(preset, NetworkOptions, PAPER, CHOICES, start_at_effects=False, **given)
+    idle = [name for name in _OF_CELLS if name in given]
+    if idle and options.alignment != "cells":
+        raise ValueError(
+            f"{', '.join(idle)} {'belongs' if len(idle) == 1 else 'belong'} to alignment='cells', and with alignment={options.alignment!r} "
+            "no cells are matched: pass alignment='cells', or leave out what belongs to it."
+        )
     for name in _NOT_NEGATIVE:
         if not getattr(options, name) >= 0:
             raise ValueError(f"{name}={getattr(options, name)}: pass 0 or a positive number.")

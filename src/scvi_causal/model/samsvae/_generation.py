@@ -47,13 +47,14 @@ class GenerationMixin:
         n_cells
             Number of cells of each.
         library
-            Counts of every cell, instead of those of training cells.
+            Library of every cell, instead of those of training cells: its counts, or the size factor where one is registered.
         %(param_covariates)s
         %(param_seed)s
 
         Returns
         -------
-        AnnData (perturbations * n_cells cells) of counts, sparse; ``obs`` has the perturbation, ``library`` and covariates.
+        AnnData (perturbations * n_cells cells) of counts, sparse; ``obs`` has the perturbation, covariates, and the library: in the column
+        of the size factor where one is registered, else in ``library``.
 
         Raises
         ------
@@ -65,6 +66,16 @@ class GenerationMixin:
 
     def _generation_data(self) -> AnnData:
         self._check_if_trained(warn=False, message=f"Train the {type(self).__name__} first: model.train().")
+        return self._attached_data()
+
+    def _attached_data(self) -> AnnData:
+        """The data of the model, whose libraries, covariates and control cells are needed."""
+        if self.adata is None:
+            name = type(self).__name__
+            raise ValueError(
+                f"This {name} was loaded without data, and the answer starts from libraries, covariates or control cells of its training "
+                f"data: load it with these, {name}.load(folder, adata=adata)."
+            )
         return self._check_query(None)
 
     def _generation_rows(self, adata: AnnData) -> np.ndarray:
@@ -99,7 +110,13 @@ def generate(model, adata, rows, perturbations, n_cells, library, covariates, se
                 counts[i].append(_draw_cells(module, tensors, row, drawn, library))
     x = vstack([piece for pieces in counts for piece in pieces]).tocsr()
     obs = _describe(model, adata, np.repeat(labels, n_cells), chosen.ravel(), covariates)
-    obs["library"] = np.asarray(x.sum(1)).ravel() if library is None else float(library)
+    size_factor = model._setup_arg("size_factor_key")
+    if library is not None:
+        obs[size_factor or "library"] = float(library)
+    elif size_factor is not None:
+        obs[size_factor] = adata.obs[size_factor].to_numpy()[chosen.ravel()]
+    else:
+        obs["library"] = np.asarray(x.sum(1)).ravel()
     info = provenance(
         model=type(model).__name__,
         target=np.unique(labels.astype(str)),

@@ -157,7 +157,7 @@ class MeasuresMixin:
         module = self.module
         if basal == "prior" and not module.n_covariates:
             return torch.randn(n, module.n_latent, device=module.device), torch.zeros(n, 0, device=module.device)
-        adata, pool = control_pool(self, self._check_query(None))
+        adata, pool = control_pool(self, self._attached_data())
         rows = pool[torch.randint(len(pool), (n,)).numpy()]
         tensors = SourceReader(self, adata, self._average_at()).read(rows)
         covariates = module.covariates(tensors)
