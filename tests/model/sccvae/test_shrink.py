@@ -43,13 +43,16 @@ def models(weak):
     ]
 
 
-def test_without_an_effect_nothing_is_predicted():
-    adata = make_counts(np.repeat(["control", *"ABCDEF"], [300, 40, 40, 40, 40, 40, 40]), n_genes=60)
-    plain, shrunken = (
-        (change(fit(adata.copy(), train={"max_epochs": 5}, shrink_responses=on, **TINY), "ABCDEF") ** 2).mean()
-        for on in (False, True)
-    )
-    assert shrunken < 0.1 * plain
+def test_without_an_effect_next_to_nothing_is_predicted():
+    """Over several screens: in one of four, one of these 360 entries looks surely like more than noise."""
+    labels = np.repeat(["control", *"ABCDEF"], [300, 40, 40, 40, 40, 40, 40])
+    energy = {False: 0.0, True: 0.0}
+    for seed in range(3):
+        adata = make_counts(labels, n_genes=60, seed=seed)
+        for on in energy:
+            model = fit(adata.copy(), train={"max_epochs": 5}, shrink_responses=on, **TINY)
+            energy[on] += (change(model, "ABCDEF") ** 2).mean()
+    assert energy[True] < 0.1 * energy[False]
 
 
 def test_weak_effects_are_closer_to_the_truth(weak, models):
