@@ -285,7 +285,7 @@ def test_batches_are_of_the_decoder(world):
     x[np.ix_(second, np.arange(10))] *= 3.0
     adata.X = csr_matrix(x)
     adata.obs["batch"] = np.where(second, "b", "a")
-    model = fit(adata, 15, setup={"batch_key": "batch"})
+    model = fit(adata, 30, setup={"batch_key": "batch"})
     rows = np.flatnonzero((adata.obs["perturbation"] == "control").to_numpy() & ~second)
     means = {}
     for batch in ("a", "b"):
