@@ -5,8 +5,10 @@ from __future__ import annotations
 import builtins
 
 import numpy as np
+import pandas as pd
 import pytest
 import scvi
+from anndata import AnnData
 from scipy.sparse import csr_matrix
 from sklearn.metrics import average_precision_score
 
@@ -268,3 +270,22 @@ def test_matched_by_transport(bare):
     pytest.importorskip("ot")
     model = fit(bare.copy(), preset="paper", n_guide_hidden=4, n_particles=1, setup={"size_factor_key": None})
     assert model.history["train_loss"].iloc[-1].notna().all()
+
+
+def test_what_makes_cells_fail_is_no_edge():
+    """Cells of one token fail five times as often as controls; failing changes five genes, and the token none."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["control", "A", "B"], [600, 300, 300])
+    failed = rng.random(len(labels)) < np.where(labels == "A", 0.75, 0.15)
+    rate = np.full((len(labels), 20), 5.0)
+    rate[np.ix_(failed, np.arange(5))] *= 4.0
+    obs = pd.DataFrame({"perturbation": labels}, index=[f"c{i}" for i in range(len(labels))])
+    adata = AnnData(csr_matrix(rng.poisson(rate).astype(np.float32)), obs)
+    adata.var_names = [f"g{i}" for i in range(20)]
+    adata.obs["library"], adata.obs["quality"] = 1000.0, np.where(failed, "fail", "pass")
+    found = {}
+    for key in (None, "quality"):
+        model = fit(adata.copy(), 1, setup={"quality_key": key}, extra_genes="all")
+        found[key] = set(model.get_grn().query("source == 'A'")["target"])
+    assert found[None] >= {f"g{i}" for i in range(5)}
+    assert not found["quality"]

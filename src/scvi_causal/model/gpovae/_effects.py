@@ -10,11 +10,10 @@ from scipy.sparse import csr_matrix
 
 from scvi_causal.model.base._condition_effects import condition_effects
 from scvi_causal.model.base._shrinkage import pooling
+from scvi_causal.model.samsvae._start import PSEUDOCOUNT, compared_cells, log_ratio
 
 if TYPE_CHECKING:
     from scvi.data import AnnDataManager
-
-_PSEUDOCOUNT = 0.05  # counts per 10,000: below it a ratio of means is noise
 
 
 @dataclass(frozen=True)
@@ -43,24 +42,26 @@ class TokenEffects:
 def token_effects(manager: AnnDataManager, rows: np.ndarray, n_genes: int) -> TokenEffects:
     """Log ratios within batches and covariates, pooled over these by precision; combinations are taken apart by least squares.
 
-    Ratios rather than differences of log1p: effects that spread along a path multiply on this scale.
+    Ratios rather than differences of log1p: effects that spread along a path multiply on this scale. Where quality is registered, failed
+    cells are held against failed controls: what makes cells fail is no edge.
 
     Parameters
     ----------
     manager, rows, n_genes
         Data, training cells, number of genes.
     """
-    found = condition_effects(manager, rows, n_genes, log_normalize=True)
+    rows, within = compared_cells(manager, rows)
+    found = condition_effects(manager, rows, n_genes, log_normalize=True, within=within)
     before = found.control
     after = np.maximum(np.expm1(np.log1p(before) + found.effect), 0.0)
-    ratio = np.log((after + _PSEUDOCOUNT) / (before + _PSEUDOCOUNT))
+    ratio = log_ratio(before, found.effect, rest=True)
     # the variances are those of differences of log1p, by its slope at the larger mean; first back to means
     slope = (1.0 + np.maximum(before, after)) ** 2
     own, controls = found.noise.own * slope, (found.variance - found.noise.own) * slope
     # few counts that happen to be alike are not precise: no condition is less variable than conditions are on average
     n_cells = found.n_cells[:, None]
     own = np.maximum(own, (own * n_cells**2).sum(0) / n_cells.sum() / n_cells)
-    variance = (own + np.maximum(controls, 0.0)) / (0.5 * (before + after) + _PSEUDOCOUNT) ** 2
+    variance = (own + np.maximum(controls, 0.0)) / (0.5 * (before + after) + PSEUDOCOUNT) ** 2
     variance = np.maximum(variance, 1e-6)
     pool = _pooling(found.dosage, variance)
     seen = (found.dosage != 0).any(0)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from scvi_causal.model.samsvae._module import SAMSVAEModule
 
-_PSEUDOCOUNT = 0.05  # counts per 10,000: below it a ratio of means is noise
+PSEUDOCOUNT = 0.05  # counts per 10,000: below it a ratio of means is noise
 _SMALLEST_VALUE = 0.02  # singular value, of the largest, that still is a factor
 _SMALLEST_SHARE = 0.2  # of the largest score of its factor, from which a mask starts on
 _EMBEDDING_SCALE = -2.0  # log standard deviation of embeddings that start at an estimate
@@ -107,7 +107,7 @@ def _token_effects(manager: AnnDataManager, rows: np.ndarray, module: SAMSVAEMod
 def log_ratio(control: np.ndarray, change: np.ndarray, rest: bool) -> np.ndarray:
     """(n_rows, n_genes) change of log shares, from mean counts per 10,000 and the change of log(1 + these)."""
     after = np.maximum(np.expm1(np.log1p(control) + change), 0.0)
-    ratio = np.log((after + _PSEUDOCOUNT) / (control + _PSEUDOCOUNT))
+    ratio = np.log((after + PSEUDOCOUNT) / (control + PSEUDOCOUNT))
     # shares add up to 1: what moves all genes alike moves nothing
     return ratio if rest else ratio - ratio.mean(1, keepdims=True)
 
