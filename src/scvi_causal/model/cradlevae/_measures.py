@@ -10,8 +10,8 @@ import torch
 
 from scvi_causal._constants import CAUSAL_KEYS, NORMALIZED_TOTAL
 from scvi_causal._docs import docs
-from scvi_causal.data import canonical_labels
 from scvi_causal.model.base._request import resolve_seed
+from scvi_causal.model.base._seeded import seeded
 from scvi_causal.model.samsvae._generation import generate
 from scvi_causal.model.samsvae._measures import expected_expression
 from scvi_causal.model.samsvae._options import check_choice
@@ -106,17 +106,13 @@ class ArtifactMeasuresMixin:
         given = (
             [self._vocabulary.control_categories[0]] if perturbations is None else self._effect_labels(perturbations)
         )
-        self._refuse_unpredictable(np.asarray(given, dtype=object), None)
-        labels = canonical_labels(given, self._vocabulary.separator, self._vocabulary.control_categories)
+        labels, dosage = self._label_dosages(given)
         module = self.module.eval()
         codes = [code for code in range(1, module.n_kinds + 1) if float(module.cells_per_quality[code])]
         if not codes:
             raise ValueError("No training cell failed: there is no artifact.")
-        dosage = torch.from_numpy(np.asarray(self._vocabulary.encode(labels).todense())).float().to(module.device)
-        devices = [module.device] if module.device.type == "cuda" else []
         rows = []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(resolve_seed(seed))
+        with seeded(resolve_seed(seed), module.device):
             z, covariates = self._basal_states(n_samples, basal)
             drawn = module.draw_all(len(z))
             library = torch.full((len(z), 1), NORMALIZED_TOTAL, device=z.device)

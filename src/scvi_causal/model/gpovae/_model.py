@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from scvi_causal.model.gpovae._options import Alignment, Indirect, Matching, NetworkOptions
     from scvi_causal.model.samsvae._options import Preset
 
+_MOST_GENES = 1_000
+"""Nodes beside the tokens, unless others are asked for."""
+
 
 class GPOVAE(NetworkReportMixin, CRADLEVAE):
     """VAE whose perturbations act along a gene regulatory network :cite:p:`Baek2025GPOVAE`.
@@ -286,6 +289,3 @@ class GPOVAE(NetworkReportMixin, CRADLEVAE):
     ) -> tuple[np.ndarray, Sequence[str]]:
         vectors, _ = super()._perturbation_vectors(labels, features)
         return vectors, self.node_names_.tolist()
-
-
-_MOST_GENES = 1_000

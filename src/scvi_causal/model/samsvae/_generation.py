@@ -12,9 +12,9 @@ from scipy.sparse import csr_matrix, vstack
 
 from scvi_causal._constants import UNS_KEY
 from scvi_causal._docs import docs
-from scvi_causal.data import canonical_labels
 from scvi_causal.model.base._provenance import provenance
 from scvi_causal.model.base._request import resolve_seed
+from scvi_causal.model.base._seeded import seeded
 from scvi_causal.model.base._sources import SourceReader, registered_covariates
 
 if TYPE_CHECKING:
@@ -91,17 +91,13 @@ def generate(model, adata, rows, perturbations, n_cells, library, covariates, se
     if library is not None and not library > 0:
         raise ValueError(f"library={library}: pass a positive number of counts, or None for those of training cells.")
     labels = model.seen_conditions_.tolist() if perturbations is None else model._effect_labels(perturbations)
-    model._refuse_unpredictable(np.asarray(labels, dtype=object), None)
-    labels = canonical_labels(labels, model._vocabulary.separator, model._vocabulary.control_categories)
+    labels, dosage = model._label_dosages(labels)
     module, seed = model.module.eval(), resolve_seed(seed)
     reader, rng = SourceReader(model, adata, covariates), np.random.default_rng([seed, 7])
     chosen = rng.choice(rows, (len(labels), n_cells))
-    dosage = torch.from_numpy(np.asarray(model._vocabulary.encode(labels).todense())).float().to(module.device)
     counts: list[list] = [[] for _ in labels]
-    devices = [module.device] if module.device.type == "cuda" else []
     step = int(np.clip(_MOST_NUMBERS // max(module.n_tokens * module.n_latent, module.n_genes), 1, 512))
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with seeded(seed, module.device):
         for start in range(0, n_cells, step):
             part = slice(start, min(start + step, n_cells))
             drawn = module.draw_all(part.stop - part.start)  # the same for all labels

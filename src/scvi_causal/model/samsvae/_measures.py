@@ -14,6 +14,7 @@ from scvi_causal._constants import CAUSAL_KEYS, NORMALIZED_TOTAL
 from scvi_causal._docs import docs
 from scvi_causal.data import canonical_labels
 from scvi_causal.model.base._request import check_rows, resolve_seed
+from scvi_causal.model.base._seeded import seeded
 from scvi_causal.model.base._sources import SourceReader, control_pool
 from scvi_causal.model.base._walk import step_size
 from scvi_causal.model.samsvae._options import check_choice
@@ -135,18 +136,21 @@ class MeasuresMixin:
         check_choice("transform", transform, ("log2", "mean"))
         check_choice("basal", basal, ("controls", "prior"))
         labels = self._effect_labels(perturbations)
-        self._refuse_unpredictable(np.asarray(labels, dtype=object), None)
-        labels = canonical_labels(labels, self._vocabulary.separator, self._vocabulary.control_categories)
-        dosage = torch.from_numpy(np.asarray(self._vocabulary.encode(labels).todense())).to(self.module.device)
+        labels, dosage = self._label_dosages(labels)
         self.module.eval()
-        devices = [self.module.device] if self.module.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(resolve_seed(seed))
+        with seeded(resolve_seed(seed), self.module.device):
             basal_states = self._basal_states(n_samples, basal)
-            effects = _average_effects(self.module, dosage.float(), *basal_states, transform, analytic)
+            effects = _average_effects(self.module, dosage, *basal_states, transform, analytic)
         return pd.DataFrame(
             effects.cpu().numpy(), index=pd.Index(labels, name="perturbation"), columns=self._var_names()
         )
+
+    def _label_dosages(self, labels: Sequence[str]) -> tuple[np.ndarray, Tensor]:
+        """Canonical labels, and their dosages (n_labels, n_tokens); raises ``ValueError`` for what cannot be predicted."""
+        self._refuse_unpredictable(np.asarray(labels, dtype=object), None)
+        labels = canonical_labels(labels, self._vocabulary.separator, self._vocabulary.control_categories)
+        dosage = torch.from_numpy(self._vocabulary.encode(labels).toarray())
+        return labels, dosage.float().to(self.module.device)
 
     def _average_at(self) -> dict[str, str]:
         """Covariates at which average effects are taken; the others are those of the cells."""
@@ -210,9 +214,7 @@ class MeasuresMixin:
         self._refuse_unpredictable(self._own_conditions(adata, rows)[0], None)
         module, reader = self.module.eval(), SourceReader(self, adata)
         step = batch_size or step_size(n_particles, len(self._var_names()))
-        devices = [module.device] if module.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(resolve_seed(seed))
+        with seeded(resolve_seed(seed), module.device):
             parts, drawn = [], module.draw_all(n_particles)
             for start in range(0, len(rows), step):
                 parts.append(_bound(module, reader.read(rows[start : start + step]), drawn, n_particles).cpu().numpy())
