@@ -44,7 +44,7 @@ def models(weak):
 
 
 def test_without_an_effect_next_to_nothing_is_predicted():
-    """Over several screens: in one of four, one of these 360 entries looks surely like more than noise."""
+    """Over several screens, less than the tenth that a single one is allowed: in one of four, one of 360 entries looks surely like more than noise."""
     labels = np.repeat(["control", *"ABCDEF"], [300, 40, 40, 40, 40, 40, 40])
     energy = {False: 0.0, True: 0.0}
     for seed in range(3):
@@ -52,7 +52,7 @@ def test_without_an_effect_next_to_nothing_is_predicted():
         for on in energy:
             model = fit(adata.copy(), train={"max_epochs": 5}, shrink_responses=on, **TINY)
             energy[on] += (change(model, "ABCDEF") ** 2).mean()
-    assert energy[True] < 0.1 * energy[False]
+    assert energy[True] < 0.08 * energy[False]
 
 
 def test_weak_effects_are_closer_to_the_truth(weak, models):
